@@ -1,0 +1,9 @@
+// Package bpf holds the BPF programs and the Go bindings generated from them.
+//
+// maps.c is the map ABI: its object carries every map and shared type, and nothing runs from
+// it. Each program has an object of its own, loaded with the maps of the first one in the
+// place of its own (pkg/datapath does that). The generated files are committed, so a build
+// needs Go only; `make generate` makes them again, bit for bit, with clang 19.
+package bpf
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Wextra -Wpadded -Werror -isystem include" -type tuple -type ct_dir -type ct_state -type deliver -type ct_half_flag -type ct_pair_flag -type ct_pair -type ct_bucket -type ct_rooms -type frontend_key -type frontend -type frontend_kind -type frontend_flag -type scheduler -type timeout -type service -type service_stat -type backend_flag -type backend -type backend_stat -type affinity_key -type affinity -type allow_key -type endpoint_key -type endpoint -type setting_flag -type node_settings -type drop_reason Maps maps.c

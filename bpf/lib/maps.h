@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every map. Sizes here are placeholders for the loader's (pkg/datapath), which takes them
+ * from the configuration, or from what is pinned. Names have 15 characters at most.
+ */
+#ifndef TCLB_MAPS_H
+#define TCLB_MAPS_H
+
+#include "types.h"
+
+/* frontends: what a client connects to -> where its table is.
+ * Written by:  the proxy, one update a frontend: readers see old or new, whole
+ * Also holds:  VIPs (port 0) and backends' own addresses, see enum frontend_kind
+ * When full:   the update fails; what is there keeps working
+ * Memory:      allocated as needed
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct frontend_key);
+	__type(value, struct frontend);
+	__uint(max_entries, 1);
+} frontends SEC(".maps");
+
+/* services: service id -> timeouts and policy. Written by the proxy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct service);
+	__uint(max_entries, 1);
+} services SEC(".maps");
+
+/* service_stats: service id -> what BPF keeps for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct service_stat);
+	__uint(max_entries, 1);
+} service_stats SEC(".maps");
+
+/* backends: backend id -> where it is. Read on every packet for its generation.
+ * Written by:  the proxy; the plugin's DEL clears the flags of its container's records
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct backend);
+	__uint(max_entries, 1);
+} backends SEC(".maps");
+
+/* backend_stats: backend id -> connections, folded traffic, latency. Written by BPF. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct backend_stat);
+	__uint(max_entries, 1);
+} backend_stats SEC(".maps");
+
+/* arena: all lookup tables and seat lists, 16 positions a cache line.
+ * Written by:  the proxy, through mmap, in regions that no frontend points to
+ * Lifetime:    a region is reused only after a grace time
+ */
+#define ARENA_LINE 16
+struct arena_line {
+	__u32 at[ARENA_LINE];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct arena_line);
+	__uint(max_entries, 1);
+} arena SEC(".maps");
+
+/* ct_pairs: the flows. A pair's number is its position.
+ * Written by:  every program; a pair that is not in the index belongs to who took it
+ * When full:   cannot be, the rooms are smaller (conntrack.h)
+ * Lifetime:    survives a proxy restart
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct ct_pair);
+	__uint(max_entries, 1);
+} ct_pairs SEC(".maps");
+
+/* ct_index: tuple -> half of a pair, in buckets of one cache line. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct ct_bucket);
+	__uint(max_entries, 1);
+} ct_index SEC(".maps");
+
+/* ct_free: pairs that were used and are free again; last in, first out, so they are warm. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} ct_free SEC(".maps");
+
+/* ct_opening, ct_closing: the small rooms. A ring of life << 32 | pair + 1 each, in order of
+ * entry; who takes a position evicts the pair that still stands there in that room.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+} ct_opening SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+} ct_closing SEC(".maps");
+
+/* ct_shared: cursors and counts of the rooms, one record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct ct_rooms);
+	__uint(max_entries, 1);
+} ct_shared SEC(".maps");
+
+/* affinities: (client, service) -> seat. When full: the least recently used goes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+	__uint(max_entries, 1);
+} affinities SEC(".maps");
+
+/* allow: (service, source prefix) -> present. Written by the proxy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct allow_key);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} allow SEC(".maps");
+
+/* endpoints: (address, veth) of the containers attached here. Written by the plugin. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct endpoint_key);
+	__type(value, struct endpoint);
+	__uint(max_entries, 1);
+} endpoints SEC(".maps");
+
+/* settings: one record, written by the proxy (the seed by who made the maps). */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct node_settings);
+	__uint(max_entries, 1);
+} settings SEC(".maps");
+
+/* drops: reason -> packets refused, per CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, DROP_REASONS);
+} drops SEC(".maps");
+
+#endif

@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The map ABI: every struct and enum that BPF programs and Go share.
+ *
+ * Go types are generated from here (maps.c), never typed again. Addresses are 16 bytes,
+ * IPv4 mapped (::ffff:a.b.c.d), so one code path serves both families. Ports are in network
+ * order. Ids are array positions and 0 means "none". A change that an older program would
+ * misread raises LAYOUT_VERSION in pkg/datapath.
+ */
+#ifndef TCLB_TYPES_H
+#define TCLB_TYPES_H
+
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+/* A tick is 2^20 ns of the coarse monotonic clock: about a millisecond, one shift to make.
+ * Ticks wrap after 52 days and are compared by signed difference.
+ */
+#define TICK_SHIFT 20
+
+#define ADDR_LEN 16
+#define MAC_LEN 6
+
+/* ---- flows ---- */
+
+/* The five fields of a packet and the zone they are unique in (0: this node, else the id of
+ * the node that the packet came from by tunnel).
+ */
+struct tuple {
+	__u8 saddr[ADDR_LEN];
+	__u8 daddr[ADDR_LEN];
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad;
+	__u16 zone;
+} __attribute__((aligned(8)));
+
+enum ct_dir {
+	DIR_ORIGINAL = 0, /* client to VIP */
+	DIR_REPLY = 1,	  /* backend to client */
+};
+
+/* Which room a pair is in, and what its idle timeout is. */
+enum ct_state {
+	CT_FREE = 0,
+	CT_OPENING = 1,	    /* TCP, handshake not complete: the opening room */
+	CT_ESTABLISHED = 2, /* TCP after the handshake, and all UDP: the main room */
+	CT_CLOSING = 3,	    /* both FINs or a RST: the closing room */
+	CT_STATES = 4,
+};
+
+/* How packets of one direction leave the program that translated them. */
+enum deliver {
+	DELIVER_STACK = 0, /* the host's stack routes it */
+	DELIVER_PEER = 1,  /* into the container behind the veth `ifindex` */
+	DELIVER_HOST = 2,  /* up into this host by the ingress of tclb0 */
+	DELIVER_TUNNEL = 3,
+};
+
+enum ct_half_flag {
+	HALF_SYN = 1,
+	HALF_FIN = 2,
+	HALF_RST = 4,
+};
+
+/* One direction of a flow. A packet that matches `tuple` leaves with the *other* half's
+ * tuple turned round: that one rule is DNAT, reverse NAT, source translation and hairpin.
+ */
+struct ct_half {
+	struct tuple tuple; /* as packets of this direction arrive */
+	__u64 packets;	    /* IP packets, segments of a GSO packet counted each */
+	__u64 bytes;	    /* from the IP header on */
+	__u32 seen;	    /* tick of the last packet */
+	__u32 seq;	    /* TCP: initial sequence number + 1 */
+	__u32 ifindex;	    /* DELIVER_PEER: the veth's host side */
+	__u8 mac[MAC_LEN];  /* destination MAC for delivery */
+	__u8 deliver;	    /* enum deliver */
+	__u8 flags;	    /* enum ct_half_flag seen in this direction */
+	__u32 pad;
+};
+
+enum ct_pair_flag {
+	PAIR_DIRECT = 1,  /* a flow to a backend's own address: tracked, not balanced */
+	PAIR_ACTIVE = 2,  /* counted in its backend's active connections */
+	PAIR_HAIRPIN = 4, /* the client is the backend */
+};
+
+/* Both directions of a flow: one record, one life. Readers check `life` before and after. */
+struct ct_pair {
+	struct ct_half half[2]; /* by enum ct_dir */
+	__u32 life;		/* odd: in use; even: free; rises by one at each change */
+	__u32 service;		/* service id; 0 for direct flows */
+	__u32 backend;		/* backend id; 0 for direct flows */
+	__u32 backend_gen;	/* dies when the backend's generation moves on */
+	__u32 created;		/* tick */
+	__u8 state;		/* enum ct_state */
+	__u8 flags;		/* enum ct_pair_flag */
+	__u16 pad;
+	__u64 pad2;
+};
+
+/* One cache line of the index tuple -> half. A slot is tag << 32 | pair << 1 | dir, 0 if
+ * free; tags are odd. Writers of a key hold the lock of its first bucket; slots themselves
+ * are claimed by compare-and-swap, so a key may spill into its second bucket without that
+ * bucket's lock. `spilled` counts the keys of this bucket that did.
+ */
+#define BUCKET_SLOTS 7
+struct ct_bucket {
+	struct bpf_spin_lock lock;
+	__u32 spilled;
+	__u64 slot[BUCKET_SLOTS];
+};
+
+/* Everything the rooms share. All counters are changed atomically. */
+struct ct_rooms {
+	__u32 high_water; /* pairs below it have been used at least once */
+	__u32 clock;	  /* where the search for a victim goes on */
+	__u32 opening;	  /* next position in ct_opening */
+	__u32 closing;	  /* next position in ct_closing */
+	__s64 live[CT_STATES];
+	__u64 created[CT_STATES]; /* entered the room */
+	__u64 evicted[CT_STATES]; /* gave way to another flow */
+	__u64 expired[CT_STATES]; /* removed by the sweep */
+};
+
+/* ---- services ---- */
+
+struct frontend_key {
+	__u8 vip[ADDR_LEN];
+	__be16 port; /* 0: any port of this VIP that is not listed */
+	__u8 proto;  /* 0 with port 0 */
+	__u8 pad;
+};
+
+enum frontend_kind {
+	FRONTEND_SERVICE = 0,
+	FRONTEND_VIP = 1,     /* key with port 0: the VIP is ours, the port is not served */
+	FRONTEND_BACKEND = 2, /* a backend's own address: direct flows to it are tracked */
+};
+
+enum frontend_flag {
+	FRONTEND_ALLOW = 1,    /* only sources in `allow` */
+	FRONTEND_AFFINITY = 2, /* client address binds */
+};
+
+/* Swapped whole: a packet sees the old tables or the new ones, never a mix. */
+struct frontend {
+	__u32 service;	   /* service id */
+	__u32 table;	   /* arena position of slot 0 */
+	__u32 table_len;   /* slots, a power of two; 0: no backends */
+	__u32 members;	   /* arena position of: seat -> backend id */
+	__u32 members_len; /* seats */
+	__u32 epoch;	   /* rises with each build */
+	__u8 kind;	   /* enum frontend_kind */
+	__u8 scheduler;	   /* lb.Scheduler */
+	__u8 flags;	   /* enum frontend_flag */
+	__u8 pad;
+};
+
+enum scheduler {
+	SCHED_MAGLEV = 0,
+	SCHED_RANDOM = 1,
+	SCHED_ROUND_ROBIN = 2,
+	SCHED_LEAST_CONN = 3,
+	SCHED_BOUNDED_LOAD = 4,
+	SCHED_LATENCY = 5,
+};
+
+enum timeout {
+	TIMEOUT_TCP_SYN = 0,
+	TIMEOUT_TCP_ESTABLISHED = 1,
+	TIMEOUT_TCP_FIN = 2,
+	TIMEOUT_UDP = 3,
+	TIMEOUT_UDP_STREAM = 4,
+	TIMEOUTS = 5,
+};
+
+/* By service id; id 0 holds the node-wide timeouts, for flows without a service. */
+struct service {
+	__u32 gen;
+	__u32 timeouts[TIMEOUTS]; /* ticks */
+	__u32 affinity;		  /* ticks since the client's last new flow */
+	__u32 load_factor;	  /* bounded-load, in 1/1024 */
+	__u32 base_gen;		  /* rises when seats change meaning: affinity entries die */
+	__u32 pad[3];
+};
+
+/* Written by BPF, by service id. */
+struct service_stat {
+	__u64 cursor;  /* round-robin */
+	__u64 refused; /* flows that found no backend */
+};
+
+enum backend_flag {
+	BACKEND_LIVE = 1,  /* the record is valid: flows may go on */
+	BACKEND_NEW = 2,   /* may take new flows */
+	BACKEND_LOCAL = 4, /* a container attached on this node: deliver by ifindex and mac */
+};
+
+struct backend {
+	__u8 addr[ADDR_LEN];
+	__be16 port;
+	__u16 zone; /* node id; 0: reached from here without a tunnel */
+	__u32 gen;
+	__u32 service;
+	__u32 ifindex;
+	__u8 mac[MAC_LEN];
+	__u8 flags; /* enum backend_flag */
+	__u8 proto;
+	__u32 weight;
+};
+
+/* Written by BPF, by backend id; reset when the id is given anew. */
+struct backend_stat {
+	__u64 active;  /* pairs with PAIR_ACTIVE */
+	__u64 total;   /* flows begun */
+	__u64 packets; /* of flows that ended; live ones are in their pairs */
+	__u64 bytes;
+	__u32 syn_rtt;	   /* ticks of the handshake, moving average, in 1/16 */
+	__u32 first_rtt;   /* request to first response */
+	__u32 syn_timeout; /* handshakes without an answer */
+	__u32 resets;	   /* RST in answer to a SYN, and ICMP unreachable */
+};
+
+/* A client's choice, kept for all ports and VIPs of a service. */
+struct affinity_key {
+	__u8 client[ADDR_LEN];
+	__u32 service;
+};
+
+struct affinity {
+	__u32 seat;
+	__u32 base_gen;
+	__u32 seen; /* tick of the last new flow */
+	__u32 pad;
+};
+
+struct allow_key {
+	__u32 prefix_len; /* 32 bits of service + the prefix, IPv4 ones + 96 */
+	__u32 service;
+	__u8 addr[ADDR_LEN];
+};
+
+/* ---- this node ---- */
+
+/* An address of a container attached here, on the host side of its veth. */
+struct endpoint_key {
+	__u8 addr[ADDR_LEN];
+	__u32 ifindex;
+};
+
+struct endpoint {
+	__u32 up_ifindex;    /* the bridge the veth is a port of; 0: routed */
+	__u8 up_mac[MAC_LEN]; /* where a frame for the host's stack is sent */
+	__u16 pad;
+};
+
+enum setting_flag {
+	SETTING_HOST_STACK = 1, /* new flows stay on the host's routing and firewall path */
+	SETTING_ANTI_SPOOF = 2, /* containers send from their own addresses only */
+};
+
+/* The one record that the proxy writes for all programs. */
+struct node_settings {
+	__u64 seed;  /* of the flow index; made once with the maps, never changed */
+	__u32 flags; /* enum setting_flag */
+	__u32 host_ifindex; /* tclb0; 0: no host path */
+	__u8 host_mac[MAC_LEN];
+	__u16 pad;
+	__u8 hairpin4[ADDR_LEN];
+	__u8 hairpin6[ADDR_LEN];
+};
+
+/* Why a packet was refused: counters in `drops`, the label of tclb_drops_total. */
+enum drop_reason {
+	DROP_NONE = 0,
+	DROP_MALFORMED = 1,	/* headers cut short or contradicting each other */
+	DROP_NO_FRONTEND = 2,	/* a VIP's port that no service listens on */
+	DROP_NO_BACKEND = 3,	/* a service without a backend to send to */
+	DROP_NOT_ALLOWED = 4,	/* source outside `allow` */
+	DROP_SPOOFED = 5,	/* source is not the container's own address */
+	DROP_NO_PORT = 6,	/* no free source port for a translated flow */
+	DROP_NO_PAIR = 7,	/* mid-flow packet of a flow that nobody knows */
+	DROP_BACKEND_GONE = 8,	/* the flow's backend was removed */
+	DROP_FRAGMENT = 9,	/* fragment that cannot be told to a flow */
+	DROP_CT_FULL = 10,	/* no room for a new pair */
+	DROP_REWRITE = 11,	/* the kernel refused to change the packet */
+	DROP_UNROUTABLE = 12,	/* to a VIP, by a protocol that is not balanced */
+	DROP_HOP_LIMIT = 13,	/* TTL or hop limit used up */
+	DROP_BAD_ICMP = 14,	/* ICMP error that quotes no flow or an illegal MTU */
+	DROP_TUNNEL_SOURCE = 15, /* encapsulated by a stranger */
+	DROP_TUNNEL_MTU = 16,	/* too big for the tunnel and not to be fragmented */
+	DROP_RATE_LIMITED = 17, /* an answer that was not sent */
+	DROP_REASONS = 18,
+};
+
+_Static_assert(sizeof(struct tuple) == 40, "tuple");
+_Static_assert(sizeof(struct ct_half) == 80, "ct_half");
+_Static_assert(sizeof(struct ct_pair) == 200 - 8, "ct_pair is three cache lines");
+_Static_assert(sizeof(struct ct_bucket) == 64, "ct_bucket is one cache line");
+_Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
+_Static_assert(sizeof(struct frontend) == 28, "frontend");
+_Static_assert(sizeof(struct service) == 48, "service");
+_Static_assert(sizeof(struct backend) == 44, "backend");
+_Static_assert(sizeof(struct backend_stat) == 48, "backend_stat");
+_Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
+_Static_assert(sizeof(struct node_settings) == 56, "node_settings");
+
+#endif

@@ -1,0 +1,23 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The map ABI and nothing else: from this object Go gets the maps and the types. The program
+ * objects have the same maps by name and are given these when they are loaded.
+ */
+#include <linux/bpf.h>
+#include "lib/maps.h"
+
+
+/* Enums whose values sit in one-byte fields do not reach the type information by themselves. */
+#define EXPORT(name) const enum name *export_##name
+EXPORT(ct_dir);
+EXPORT(ct_state);
+EXPORT(deliver);
+EXPORT(ct_half_flag);
+EXPORT(ct_pair_flag);
+EXPORT(frontend_kind);
+EXPORT(frontend_flag);
+EXPORT(scheduler);
+EXPORT(timeout);
+EXPORT(backend_flag);
+EXPORT(setting_flag);
+EXPORT(drop_reason);

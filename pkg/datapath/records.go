@@ -1,0 +1,159 @@
+package datapath
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+// Region is a part of the arena: Len positions from Offset on. The zero value is no region.
+type Region struct {
+	Offset uint32
+	Len    uint32
+}
+
+// FrontendKind says what an entry of the frontends map stands for.
+type FrontendKind uint8
+
+// The kinds of frontends.
+const (
+	KindService FrontendKind = iota // a VIP's port: balanced
+	KindVIP                         // a VIP as such, key with port and protocol 0: other ports are refused
+	KindBackend                     // a backend's own address: direct flows to it are tracked
+)
+
+// Frontend is the record behind an lb.Frontend. Service, tables and policy change in one update.
+type Frontend struct {
+	Kind      FrontendKind
+	Service   uint32 // service id
+	Scheduler lb.Scheduler
+	Affinity  bool
+	Allow     bool   // sources are checked against the allow map
+	Table     Region // slot -> seat; Len a power of two, 0 = no backends
+	Members   Region // seat -> backend id, 0 = none
+	Epoch     uint32 // which build of the table
+}
+
+// Service is the record of a service, by id. Id 0 holds the node-wide timeouts.
+type Service struct {
+	Gen        uint32
+	Timeouts   lb.Timeouts   // every field set
+	Affinity   time.Duration // 0 = none
+	LoadFactor float64       // bounded-load
+	BaseGen    uint32        // rises when seats change meaning
+}
+
+// Backend is the record of one (service, node, address, port, protocol), by backend id.
+type Backend struct {
+	Address  netip.Addr
+	Port     uint16
+	Protocol lb.Protocol
+	Zone     uint16 // node id; 0 = reached from here without a tunnel
+	Gen      uint32 // rises whenever the id or the address is given to something else
+	Service  uint32
+	Ifindex  uint32  // host side of the container's veth; 0 = not attached here
+	MAC      [6]byte // the container's
+	Live     bool    // flows may go on
+	New      bool    // may take new flows
+	Local    bool    // attached here: delivered by Ifindex and MAC
+	Weight   uint32
+}
+
+// BackendStat is what the datapath counts for a backend id.
+type BackendStat struct {
+	Active  uint64 // connections established now
+	Total   uint64 // connections begun
+	Packets uint64 // of connections that ended
+	Bytes   uint64
+}
+
+// EndpointKey is one address of one attached container.
+type EndpointKey struct {
+	Address netip.Addr
+	Ifindex uint32 // host side of the veth
+}
+
+// Endpoint is the record behind an EndpointKey.
+type Endpoint struct {
+	UpIfindex uint32 // bridge that the veth is a port of; 0 = routed
+	UpMAC     [6]byte
+}
+
+// AllowKey admits sources in Prefix to a service.
+type AllowKey struct {
+	Service uint32
+	Prefix  netip.Prefix
+}
+
+// Settings are what an operator can change while programs run.
+type Settings struct {
+	HostStack   bool
+	AntiSpoof   bool
+	HostIfindex uint32 // tclb0; 0 = no host path
+	HostMAC     [6]byte
+	Hairpin4    netip.Addr
+	Hairpin6    netip.Addr
+}
+
+// FlowState is the room that a pair is in.
+type FlowState uint8
+
+// The states of a pair; Established holds UDP flows too.
+const (
+	FlowOpening     FlowState = 1
+	FlowEstablished FlowState = 2
+	FlowClosing     FlowState = 3
+)
+
+// String returns the listing's word for s.
+func (s FlowState) String() string {
+	switch s {
+	case FlowOpening:
+		return "opening"
+	case FlowEstablished:
+		return "established"
+	case FlowClosing:
+		return "closing"
+	}
+	return "free"
+}
+
+// Pair is a snapshot of one flow, both directions.
+type Pair struct {
+	Index      uint32
+	Protocol   lb.Protocol
+	Client     netip.AddrPort
+	VIP        netip.AddrPort // what the client addressed
+	Backend    netip.AddrPort // where its packets go
+	Zone       uint16
+	State      FlowState
+	Direct     bool // to a backend's own address, not balanced
+	Active     bool // counted in its backend's active connections
+	Service    uint32
+	BackendID  uint32
+	BackendGen uint32
+	Created    time.Duration // age
+	Idle       time.Duration // since the last packet of either direction
+	Packets    [2]uint64     // original, reply
+	Bytes      [2]uint64
+}
+
+// Room names a part of the connection table in metrics.
+type Room string
+
+// The rooms.
+const (
+	RoomOpening     Room = "opening"
+	RoomEstablished Room = "established"
+	RoomClosing     Room = "closing"
+)
+
+// RoomStat is the occupation of one room.
+type RoomStat struct {
+	Live, Created, Evicted, Expired uint64
+	Capacity                        uint64
+}
+
+// DropReason is why the datapath refused a packet.
+type DropReason uint8
