@@ -1,0 +1,84 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+// states are what a file can make of a backend; the other states are found out.
+var states = choice([]option[lb.State]{{"active", lb.Active}, {"draining", lb.Draining}})
+
+// backendKey is what makes a backend of a service different from another. Commands name
+// backends by it.
+type backendKey struct {
+	node    string
+	address netip.Addr
+}
+
+// readBackends decodes the backends that stand in the file.
+func (d *Definition) readBackends(m *mapping) {
+	seen := make(firsts[backendKey])
+	for _, e := range m.elements("backends") {
+		e.fields(func(m *mapping) {
+			b := lb.Backend{Weight: lb.DefaultWeight}
+			set(m, "node", &b.Node, orEmpty(nodeName))
+			set(m, "weight", &b.Weight, integer(0, lb.MaxWeight))
+			set(m, "state", &b.State, states)
+			m.fields("vlan", func(m *mapping) { readVLAN(m, &b.VLAN) })
+			m.require("address", "give the backend's address")
+			at, ok := m.get("address")
+			if !ok {
+				return
+			}
+			if b.Address, ok = value(at, unicast("backend address")); ok {
+				d.addBackend(at, b, seen)
+			}
+		})
+	}
+}
+
+// addBackend takes a backend in unless its address is in the way.
+func (d *Definition) addBackend(at cursor, b lb.Backend, seen firsts[backendKey]) {
+	what := "backend " + b.Address.String()
+	if b.Node != "" {
+		what += " of node " + b.Node
+	}
+	if !seen.add(at, backendKey{b.Node, b.Address}, what) {
+		return
+	}
+	if b.Node == "" && slices.Contains(d.Service.VIPs, b.Address) {
+		at.fail("backend address %s is a VIP of this service: give the address of who serves it", b.Address)
+		return
+	}
+	d.Service.Backends = append(d.Service.Backends, b)
+	d.backends = append(d.backends, at.spot())
+	if len(d.Service.VIPs) == 0 || d.vipLost {
+		return // CheckPool comes later, or the VIPs must be right first
+	}
+	if reason := familyMismatch(b.Address, d.Service.VIPs); reason != "" {
+		at.fail("%s", reason)
+	}
+}
+
+// familyMismatch says why no client can reach a backend through the VIPs, or returns "".
+func familyMismatch(backend netip.Addr, vips []netip.Addr) string {
+	for _, vip := range vips {
+		if vip.Is4() == backend.Is4() {
+			return ""
+		}
+	}
+	return fmt.Sprintf("backend address %s is %s, but the service has no %[2]s VIP: add one to vips or remove the backend",
+		backend, family(backend))
+}
+
+// readVLAN decodes the tag with which a backend is reached.
+func readVLAN(m *mapping, v *lb.VLAN) {
+	m.require("device", "give the device that carries the tag")
+	m.require("id", "give the VLAN id, 1 to 4094")
+	set(m, "device", &v.Device, device)
+	set(m, "id", &v.ID, integer[uint16](1, 4094))
+	set(m, "mac", &v.MAC, orEmpty(hardwareAddress))
+}
