@@ -17,7 +17,7 @@ func address(s scalar) (netip.Addr, error) {
 	switch {
 	case s.tag != "!!str" || err != nil:
 		if p, err := netip.ParsePrefix(s.text); err == nil {
-			return a, fmt.Errorf("%s is a prefix: want one address, such as %s", p, p.Addr())
+			return a, fmt.Errorf("%s is a prefix: want one address, without /%d", p, p.Bits())
 		}
 		return a, fmt.Errorf("%s is no IP address: want one like 192.0.2.1 or \"2001:db8::1\"", show(s.text))
 	case a.Zone() != "":

@@ -10,10 +10,11 @@ import (
 // cursor stands at one value of a document. Reading through it records every mistake with
 // position and path, and goes on: a decoder sees only what is right.
 type cursor struct {
-	rep  *report
-	node *yaml.Node // aliases are followed
-	at   position   // where the value stands; for an alias the place of the alias
-	path *path
+	rep     *report
+	node    *yaml.Node // aliases are followed
+	at      position   // where the value stands; at and below an alias, where the alias stands
+	aliased bool       // at or below an alias
+	path    *path
 }
 
 // path is the way from the document's root to a value, linked upwards: most are never printed.
@@ -44,7 +45,11 @@ func newCursor(rep *report, root *yaml.Node) cursor {
 // child returns a cursor at a node below c.
 func (c cursor) child(n *yaml.Node, p path) cursor {
 	p.parent = c.path
-	return cursor{rep: c.rep, node: resolve(n), at: position{n.Line, n.Column}, path: &p}
+	at := position{n.Line, n.Column}
+	if c.aliased {
+		at = c.at
+	}
+	return cursor{rep: c.rep, node: resolve(n), at: at, aliased: c.aliased || n.Kind == yaml.AliasNode, path: &p}
 }
 
 // key returns the path as findings show it.
@@ -206,7 +211,7 @@ func (m *mapping) reportUnknown() {
 		if e.known {
 			continue
 		}
-		advice := "remove it"
+		advice := "want " + oneOf(m.asked)
 		if near := nearest(e.name, m.asked); near != "" {
 			advice = fmt.Sprintf("did you mean %q?", near)
 		}

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"regexp"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -85,8 +86,12 @@ func addSyntaxError(rep *report, dec *yaml.Decoder, data []byte, err error) {
 		at = position{line, 1}
 	}
 	reason := printable(errorPrefix.ReplaceAllString(text, ""))
-	if byteAt(data, at) == '\t' {
+	noValue := strings.Contains(reason, "expected node content") || strings.Contains(reason, "cannot start any token")
+	switch first := byteAt(data, at); {
+	case first == '\t':
 		reason = "a tab: YAML wants spaces here"
+	case noValue && strings.IndexByte(":%@`", first) >= 0:
+		reason += ": put the value in quotes" // ::1, %, @ and ` begin no plain text
 	}
 	rep.add(at, keyYAML, reason)
 }

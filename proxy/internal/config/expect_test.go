@@ -51,3 +51,22 @@ func prefixes(list ...string) []netip.Prefix {
 	}
 	return out
 }
+
+// sameFields returns the exported fields of two structs that have equal values, by path.
+func sameFields(a, b any) []string {
+	var same []string
+	va, vb := reflect.ValueOf(a), reflect.ValueOf(b)
+	for i := range va.NumField() {
+		f := va.Type().Field(i)
+		switch {
+		case !f.IsExported():
+		case f.Type.Kind() == reflect.Struct && f.Type != reflect.TypeFor[netip.Addr]():
+			for _, inner := range sameFields(va.Field(i).Interface(), vb.Field(i).Interface()) {
+				same = append(same, f.Name+"."+inner)
+			}
+		case reflect.DeepEqual(va.Field(i).Interface(), vb.Field(i).Interface()):
+			same = append(same, f.Name)
+		}
+	}
+	return same
+}

@@ -195,7 +195,7 @@ func choice[T any](options []option[T]) parser[T] {
 			all = append(all, o.word)
 		}
 		var none T
-		advice := "want " + strings.Join(all, ", ")
+		advice := "want " + oneOf(all)
 		if near := nearest(s.text, all); near != "" {
 			advice = fmt.Sprintf("did you mean %q?", near)
 		}

@@ -131,26 +131,31 @@ func (d *Definition) readHealthCheck(m *mapping) {
 	}
 	known := set(m, "type", &h.Type, choice(words("none", "tcp", "http")))
 	set(m, "port", &h.Port, portNumber)
+	readHTTPCheck(m, h)
+	set(m, "interval", &h.Interval, duration(100*time.Millisecond, 24*time.Hour))
+	set(m, "timeout", &h.Timeout, duration(10*time.Millisecond, time.Hour))
+	set(m, "rise", &h.Rise, integer(1, 100))
+	set(m, "fall", &h.Fall, integer(1, 100))
+	if known && h.Type != "none" && !m.has("port") && !d.hasTCP() {
+		m.require("port", "the service has no tcp port to take it from")
+	}
+}
+
+// readHTTPCheck decodes what only type http uses.
+func readHTTPCheck(m *mapping, h *lb.HealthCheck) {
+	if h.Type == "tcp" {
+		for _, key := range []string{"path", "expect"} {
+			if at, ok := m.get(key); ok {
+				at.fail("%s is for type http: remove it or set type: http", key)
+			}
+		}
+		return
+	}
 	if h.Type == "http" {
 		h.Path = "/"
 	}
 	set(m, "path", &h.Path, urlPath)
 	set(m, "expect", &h.Expect, integer(100, 599))
-	set(m, "interval", &h.Interval, duration(100*time.Millisecond, 24*time.Hour))
-	set(m, "timeout", &h.Timeout, duration(10*time.Millisecond, time.Hour))
-	set(m, "rise", &h.Rise, integer(1, 100))
-	set(m, "fall", &h.Fall, integer(1, 100))
-	if !known || h.Type == "none" {
-		return
-	}
-	for _, key := range []string{"path", "expect"} {
-		if at, ok := m.get(key); ok && h.Type == "tcp" {
-			at.fail("%s is for type http: remove it or set type: http", key)
-		}
-	}
-	if h.Port == 0 && !m.has("port") && !d.hasTCP() {
-		m.require("port", "the service has no tcp port to take it from")
-	}
 }
 
 // hasTCP says whether a TCP port was decoded, or none at all, which is reported elsewhere.

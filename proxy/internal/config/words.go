@@ -40,3 +40,12 @@ func distance(a, b string) int {
 	}
 	return row[len(b)]
 }
+
+// oneOf lists the words of a choice: "a", "a or b", "a, b or c".
+func oneOf(words []string) string {
+	last := len(words) - 1
+	if last <= 0 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
