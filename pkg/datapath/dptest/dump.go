@@ -1,0 +1,102 @@
+package dptest
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+// Dump returns everything in the maps as text, sorted, one entry a line. Tables are shown by how many
+// slots each backend serves, not where they lie, so that equal maps give equal text.
+func (m *Maps) Dump() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out strings.Builder
+	keys := make([]lb.Frontend, 0, len(m.frontends))
+	for key := range m.frontends {
+		keys = append(keys, key)
+	}
+	slices.SortFunc(keys, func(a, b lb.Frontend) int {
+		return cmp.Or(a.VIP.Compare(b.VIP), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
+	})
+	for _, key := range keys {
+		m.dumpFrontend(&out, key, m.frontends[key])
+	}
+	for id, s := range m.services {
+		if s != (datapath.Service{}) {
+			fmt.Fprintf(&out, "service %d gen=%d base=%d affinity=%s factor=%g established=%s syn=%s fin=%s udp=%s stream=%s\n",
+				id, s.Gen, s.BaseGen, s.Affinity, s.LoadFactor, s.Timeouts.TCPEstablished, s.Timeouts.TCPSyn,
+				s.Timeouts.TCPFin, s.Timeouts.UDP, s.Timeouts.UDPStream)
+		}
+	}
+	for id := range m.backends {
+		if b := &m.backends[id]; b.Gen != 0 {
+			fmt.Fprintf(&out, "backend %d %s\n", id, describe(b))
+		}
+	}
+	m.dumpAllows(&out)
+	return out.String()
+}
+
+func (m *Maps) dumpFrontend(out *strings.Builder, key lb.Frontend, f datapath.Frontend) {
+	switch f.Kind {
+	case datapath.KindVIP:
+		fmt.Fprintf(out, "frontend %s vip service=%d\n", key.VIP, f.Service)
+		return
+	case datapath.KindBackend:
+		fmt.Fprintf(out, "frontend %s backend\n", key)
+		return
+	}
+	fmt.Fprintf(out, "frontend %s service=%d %s affinity=%t allow=%t slots=%d", key, f.Service, f.Scheduler, f.Affinity, f.Allow, f.Table.Len)
+	share := make(map[uint32]int)
+	for i := range f.Table.Len {
+		seat := m.arena[f.Table.Offset+i]
+		if seat >= f.Members.Len {
+			fmt.Fprintf(out, " BAD-SEAT-%d", seat)
+			continue
+		}
+		share[m.arena[f.Members.Offset+seat]]++
+	}
+	ids := make([]uint32, 0, len(share))
+	for id := range share {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		fmt.Fprintf(out, " %d:%d", id, share[id])
+	}
+	out.WriteString("\n")
+}
+
+// describe prints a record; a retired one is its generation.
+func describe(b *datapath.Backend) string {
+	if b.Protocol == 0 {
+		return fmt.Sprintf("gen=%d retired", b.Gen)
+	}
+	flags := ""
+	for _, f := range []struct {
+		on   bool
+		name string
+	}{{b.Live, "live"}, {b.New, "new"}, {b.Local, "local"}} {
+		if f.on {
+			flags += " " + f.name
+		}
+	}
+	return fmt.Sprintf("%s %s:%d zone=%d gen=%d service=%d ifindex=%d mac=%x weight=%d%s",
+		b.Protocol, b.Address, b.Port, b.Zone, b.Gen, b.Service, b.Ifindex, b.MAC, b.Weight, flags)
+}
+
+func (m *Maps) dumpAllows(out *strings.Builder) {
+	lines := make([]string, 0, len(m.allows))
+	for k := range m.allows {
+		lines = append(lines, fmt.Sprintf("allow service=%d %s\n", k.Service, k.Prefix))
+	}
+	slices.Sort(lines)
+	for _, l := range lines {
+		out.WriteString(l)
+	}
+}

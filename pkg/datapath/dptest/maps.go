@@ -1,0 +1,287 @@
+// Package dptest has the datapath's maps in memory, for tests of what writes them.
+//
+// They hold what the kernel's maps hold, with the same precision, and fail like them: they are
+// full at their size, a write to a position that does not exist is refused, and a batch stops at the
+// entry that fails. Tests can make any operation fail besides.
+package dptest
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+// Maps are the maps that the proxy writes. Safe for concurrent use.
+type Maps struct {
+	// Fail, if set, is asked before each write of an entry; what it returns becomes the
+	// operation's error. op is the method's name. It must not call the maps.
+	Fail func(op string, key any) error
+	// MaxFrontends and MaxAllows are when those maps are full; 0 = never.
+	MaxFrontends int
+	MaxAllows    int
+
+	mu        sync.Mutex
+	sizes     datapath.Sizes
+	frontends map[lb.Frontend]datapath.Frontend
+	services  []datapath.Service
+	backends  []datapath.Backend
+	stats     []datapath.BackendStat
+	arena     []uint32
+	allows    map[datapath.AllowKey]struct{}
+	writes    int
+	log       []string
+}
+
+// New returns empty maps of the given sizes.
+func New(sizes datapath.Sizes) *Maps {
+	sizes = sizes.WithDefaults()
+	return &Maps{
+		sizes:     sizes,
+		frontends: make(map[lb.Frontend]datapath.Frontend),
+		services:  make([]datapath.Service, sizes.MaxServices),
+		backends:  make([]datapath.Backend, sizes.MaxBackends),
+		stats:     make([]datapath.BackendStat, sizes.MaxBackends),
+		arena:     make([]uint32, sizes.TableSlots),
+		allows:    make(map[datapath.AllowKey]struct{}),
+	}
+}
+
+// Sizes returns what New was given, defaults filled in.
+func (m *Maps) Sizes() datapath.Sizes { return m.sizes }
+
+// Writes returns how many entries were written or deleted since the last call.
+func (m *Maps) Writes() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.writes
+	m.writes = 0
+	return n
+}
+
+// Log returns the operations since the last call, in order: method and key.
+func (m *Maps) Log() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := m.log
+	m.log = nil
+	return out
+}
+
+// maxLog keeps a forgotten log from growing in load tests.
+const maxLog = 10000
+
+// write counts a write and asks Fail. m.mu is held.
+func (m *Maps) write(op string, key any) error {
+	if m.Fail != nil {
+		if err := m.Fail(op, key); err != nil {
+			return fmt.Errorf("%s %v: %w", op, key, err)
+		}
+	}
+	m.writes++
+	if len(m.log) < maxLog {
+		m.log = append(m.log, fmt.Sprintf("%s %v", op, key))
+	}
+	return nil
+}
+
+// Frontends returns a copy.
+func (m *Maps) Frontends() (map[lb.Frontend]datapath.Frontend, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.frontends), nil
+}
+
+// PutFrontends inserts or replaces; on an error some may be written, in no order.
+func (m *Maps) PutFrontends(batch map[lb.Frontend]datapath.Frontend) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key, f := range batch {
+		_, ok := m.frontends[key]
+		if !ok && m.MaxFrontends > 0 && len(m.frontends) >= m.MaxFrontends {
+			return fmt.Errorf("put frontend %s: %w", key, datapath.ErrFull)
+		}
+		if err := m.write("PutFrontends", key); err != nil {
+			return err
+		}
+		m.frontends[key] = f
+	}
+	return nil
+}
+
+// DeleteFrontends deletes; missing keys are no error.
+func (m *Maps) DeleteFrontends(keys []lb.Frontend) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, key := range keys {
+		if err := m.write("DeleteFrontends", key); err != nil {
+			return err
+		}
+		delete(m.frontends, key)
+	}
+	return nil
+}
+
+// Service returns the record at id.
+func (m *Maps) Service(id uint32) (datapath.Service, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if int(id) >= len(m.services) {
+		return datapath.Service{}, fmt.Errorf("service %d: %w", id, datapath.ErrNotFound)
+	}
+	return m.services[id], nil
+}
+
+// PutService replaces the record at id.
+func (m *Maps) PutService(id uint32, s datapath.Service) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if int(id) >= len(m.services) {
+		return fmt.Errorf("put service %d: %w", id, datapath.ErrFull)
+	}
+	if err := m.write("PutService", id); err != nil {
+		return err
+	}
+	m.services[id] = asStored(s)
+	return nil
+}
+
+// asStored rounds as the map's units do.
+func asStored(s datapath.Service) datapath.Service {
+	tick := func(d *time.Duration) { *d = *d >> 20 << 20 }
+	for _, d := range []*time.Duration{
+		&s.Timeouts.TCPEstablished, &s.Timeouts.TCPSyn, &s.Timeouts.TCPFin,
+		&s.Timeouts.UDP, &s.Timeouts.UDPStream, &s.Affinity,
+	} {
+		tick(d)
+	}
+	s.LoadFactor = math.Round(s.LoadFactor*1024) / 1024
+	return s
+}
+
+// Backends returns the records that were ever given to a backend.
+func (m *Maps) Backends() (map[uint32]datapath.Backend, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make(map[uint32]datapath.Backend)
+	for id, b := range m.backends {
+		if b.Gen != 0 {
+			if !b.Address.IsValid() {
+				b.Address = netip.IPv6Unspecified() // 16 zero bytes
+			}
+			out[uint32(id)] = b
+		}
+	}
+	return out, nil
+}
+
+// PutBackends replaces the records at ids.
+func (m *Maps) PutBackends(ids []uint32, backends []datapath.Backend) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, id := range ids {
+		if id == 0 || int(id) >= len(m.backends) {
+			return fmt.Errorf("put backend %d: %w", id, datapath.ErrFull)
+		}
+		if err := m.write("PutBackends", id); err != nil {
+			return err
+		}
+		m.backends[id] = backends[i]
+	}
+	return nil
+}
+
+// BackendStat returns what SetBackendStat said.
+func (m *Maps) BackendStat(id uint32) datapath.BackendStat {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stats[id]
+}
+
+// SetBackendStat is what packets do.
+func (m *Maps) SetBackendStat(id uint32, s datapath.BackendStat) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stats[id] = s
+}
+
+// ResetBackendStat clears the counters at id.
+func (m *Maps) ResetBackendStat(id uint32) { m.SetBackendStat(id, datapath.BackendStat{}) }
+
+// RetireEndpoint clears the flags of every record behind an interface, as the plugin's DEL does.
+func (m *Maps) RetireEndpoint(ifindex uint32, addrs []netip.Addr) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for i := range m.backends {
+		b := &m.backends[i]
+		if ifindex == 0 || b.Ifindex != ifindex || !b.Live || len(addrs) > 0 && !slices.Contains(addrs, b.Address) {
+			continue
+		}
+		b.Live, b.New, b.Local = false, false, false
+		n++
+	}
+	return n, nil
+}
+
+// WriteRegion writes values to a region.
+func (m *Maps) WriteRegion(r datapath.Region, values []uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(values) > int(r.Len) || int64(r.Offset)+int64(r.Len) > int64(len(m.arena)) {
+		return fmt.Errorf("write %d values to region %v: out of range", len(values), r)
+	}
+	if err := m.write("WriteRegion", r); err != nil {
+		return err
+	}
+	copy(m.arena[r.Offset:], values)
+	return nil
+}
+
+// ReadRegion returns a copy of a region.
+func (m *Maps) ReadRegion(r datapath.Region) ([]uint32, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if int64(r.Offset)+int64(r.Len) > int64(len(m.arena)) {
+		return nil, fmt.Errorf("read region %v: out of range", r)
+	}
+	return slices.Clone(m.arena[r.Offset : r.Offset+r.Len]), nil
+}
+
+// Allows returns a copy.
+func (m *Maps) Allows() (map[datapath.AllowKey]struct{}, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.allows), nil
+}
+
+// PutAllow adds a key.
+func (m *Maps) PutAllow(k datapath.AllowKey) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.allows[k]; !ok && m.MaxAllows > 0 && len(m.allows) >= m.MaxAllows {
+		return fmt.Errorf("put allow %v: %w", k, datapath.ErrFull)
+	}
+	if err := m.write("PutAllow", k); err != nil {
+		return err
+	}
+	m.allows[k] = struct{}{}
+	return nil
+}
+
+// DeleteAllow removes a key; a missing one is no error.
+func (m *Maps) DeleteAllow(k datapath.AllowKey) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.write("DeleteAllow", k); err != nil {
+		return err
+	}
+	delete(m.allows, k)
+	return nil
+}

@@ -1,0 +1,313 @@
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
+)
+
+// change is what one service needs: the difference between what is wanted and what the maps hold.
+type change struct {
+	svc  *service
+	want *state.Service
+
+	ids       []uint32 // of the backends wanted, all ports
+	writeIDs  []uint32 // records that differ
+	writes    []datapath.Backend
+	fresh     []uint32 // ids given to something new
+	retire    []uint32
+	record    datapath.Service
+	tables    [2]tables
+	unplaced  [2]bool // no room for the tables: those of before stay
+	baseMade  bool    // a base was made anew, its seats mean something else
+	frontends map[lb.Frontend]datapath.Frontend
+	keys      []lb.Frontend // all VIP keys wanted
+	direct    []lb.Frontend
+	allow     []datapath.AllowKey
+
+	errs   []error
+	failed bool // its backends or its record could not be written: frontends stay as they are
+}
+
+func (c *change) fail(err error) { c.errs = append(c.errs, err) }
+
+// backendKey is what a backend id stands for inside a service.
+type backendKey struct {
+	address  netip.Addr
+	port     uint16
+	protocol lb.Protocol
+	zone     uint16
+}
+
+func keyOf(b *datapath.Backend) backendKey {
+	return backendKey{b.Address, b.Port, b.Protocol, b.Zone}
+}
+
+// plan works out what a service needs. It writes tables into regions that nothing points to yet, and
+// nothing else.
+func (r *Reconciler) plan(svc *service, want *state.Service) *change {
+	c := &change{svc: svc, want: want, tables: svc.tables}
+	ids := r.planBackends(c)
+	for family := range c.tables {
+		r.planTables(c, family, ids)
+	}
+	r.planRecord(c)
+	r.planAllow(c)
+	r.planFrontends(c)
+	r.planDirect(c, ids)
+	return c
+}
+
+// planBackends finds or makes an id for every backend and target port.
+func (r *Reconciler) planBackends(c *change) map[backendKey]uint32 {
+	have := make(map[backendKey]uint32, len(c.svc.ids))
+	for _, id := range c.svc.ids {
+		have[keyOf(&r.backends[id])] = id
+	}
+	ids := make(map[backendKey]uint32, len(have))
+	resort := lastResorts(c.want.Backends)
+	for i := range c.want.Backends {
+		b := &c.want.Backends[i]
+		if b.Remote {
+			continue
+		}
+		takesNew := b.Serves() || resort[familyOf(b.Address)] && b.LastResort()
+		for _, p := range c.want.Spec.Ports {
+			k := backendKey{address: b.Address, port: c.want.Spec.TargetPort(p, b.Backend), protocol: p.Protocol}
+			if _, done := ids[k]; done {
+				continue
+			}
+			id, old := have[k]
+			if !old {
+				var err error
+				if id, err = r.backendIDs.get(r.now()); err != nil {
+					c.fail(fmt.Errorf("number backend %s: %w", netip.AddrPortFrom(k.address, k.port), err))
+					continue
+				}
+			}
+			delete(have, k)
+			ids[k] = id
+			c.ids = append(c.ids, id)
+			r.planBackend(c, id, !old, backendRecord(c.svc.id, k, b, takesNew))
+		}
+	}
+	for _, id := range have {
+		c.retire = append(c.retire, id)
+	}
+	slices.Sort(c.retire)
+	return ids
+}
+
+// lastResorts says for which families nobody may take new flows, so that others have to.
+func lastResorts(backends []state.Backend) [2]bool {
+	resort := [2]bool{true, true}
+	for i := range backends {
+		if b := &backends[i]; b.Serves() {
+			resort[familyOf(b.Address)] = false
+		}
+	}
+	return resort
+}
+
+func backendRecord(service uint32, k backendKey, b *state.Backend, takesNew bool) datapath.Backend {
+	return datapath.Backend{
+		Address:  k.address,
+		Port:     k.port,
+		Protocol: k.protocol,
+		Zone:     k.zone,
+		Service:  service,
+		Ifindex:  b.Ifindex,
+		MAC:      b.MAC,
+		Live:     true,
+		New:      takesNew,
+		Local:    b.Local(),
+		Weight:   uint32(b.Weight),
+	}
+}
+
+// planBackend compares one record. A backend behind another interface, or with another MAC address, is
+// another container at the same address: flows of the one before must not reach it.
+func (r *Reconciler) planBackend(c *change, id uint32, given bool, want datapath.Backend) {
+	have := r.recordOf(id)
+	want.Gen = have.Gen
+	if given || have.Ifindex != want.Ifindex || have.MAC != want.MAC {
+		want.Gen = nextGen(have.Gen)
+		c.fresh = append(c.fresh, id)
+	}
+	if want != have {
+		c.writeIDs = append(c.writeIDs, id)
+		c.writes = append(c.writes, want)
+	}
+}
+
+// nextGen never returns 0, which says that an id was never used.
+func nextGen(gen uint32) uint32 { return max(gen+1, 1) }
+
+// recordOf returns what the maps hold under a backend id.
+func (r *Reconciler) recordOf(id uint32) datapath.Backend {
+	if int(id) < len(r.backends) {
+		return r.backends[id]
+	}
+	return datapath.Backend{}
+}
+
+// setRecord notes what was written under a backend id.
+func (r *Reconciler) setRecord(id uint32, b datapath.Backend) {
+	if int(id) >= len(r.backends) {
+		r.backends = append(r.backends, make([]datapath.Backend, int(id)+1-len(r.backends))...)
+	}
+	r.backends[id] = b
+}
+
+// planRecord fills the service's own record.
+func (r *Reconciler) planRecord(c *change) {
+	spec := &c.want.Spec
+	c.record = datapath.Service{
+		Gen:        max(c.svc.record.Gen, 1),
+		Timeouts:   mergeTimeouts(spec.Timeouts, r.timeouts),
+		LoadFactor: math.Round(spec.BoundedLoad*1024) / 1024, // as the maps hold it
+		BaseGen:    c.svc.record.BaseGen,
+	}
+	if c.svc.applied == nil && len(c.svc.keys) == 0 {
+		c.record.Gen = nextGen(c.svc.record.Gen)
+	}
+	if spec.Affinity.Mode != lb.AffinityNone {
+		c.record.Affinity = spec.Affinity.Timeout
+	}
+	if c.baseMade {
+		c.record.BaseGen++
+	}
+}
+
+func mergeTimeouts(t, node lb.Timeouts) lb.Timeouts {
+	set := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&t.TCPEstablished, node.TCPEstablished)
+	set(&t.TCPSyn, node.TCPSyn)
+	set(&t.TCPFin, node.TCPFin)
+	set(&t.UDP, node.UDP)
+	set(&t.UDPStream, node.UDPStream)
+	return t
+}
+
+// sameRecord compares service records. The maps hold times in ticks of a millisecond.
+func sameRecord(a, b datapath.Service) bool {
+	return a.Gen == b.Gen && a.BaseGen == b.BaseGen && a.LoadFactor == b.LoadFactor &&
+		near(a.Affinity, b.Affinity) && sameTimeouts(a.Timeouts, b.Timeouts)
+}
+
+func sameTimeouts(a, b lb.Timeouts) bool {
+	return near(a.TCPEstablished, b.TCPEstablished) && near(a.TCPSyn, b.TCPSyn) && near(a.TCPFin, b.TCPFin) &&
+		near(a.UDP, b.UDP) && near(a.UDPStream, b.UDPStream)
+}
+
+func near(a, b time.Duration) bool { return (a == 0) == (b == 0) && (a-b).Abs() < 2*time.Millisecond }
+
+func (r *Reconciler) planAllow(c *change) {
+	for _, p := range c.want.Spec.Allow {
+		k := datapath.AllowKey{Service: c.svc.id, Prefix: p.Masked()}
+		if !slices.Contains(c.allow, k) {
+			c.allow = append(c.allow, k)
+		}
+	}
+}
+
+// planFrontends compares the records of the VIPs' keys.
+func (r *Reconciler) planFrontends(c *change) {
+	c.frontends = make(map[lb.Frontend]datapath.Frontend)
+	spec := &c.want.Spec
+	if len(spec.VIPs) == 0 {
+		c.fail(errNoVIP)
+	}
+	for _, vip := range spec.VIPs {
+		family := familyOf(vip)
+		t := &c.tables[family]
+		for i, p := range spec.Ports {
+			key := lb.Frontend{VIP: vip, Port: p.Port, Protocol: p.Protocol}
+			want := datapath.Frontend{
+				Kind:      datapath.KindService,
+				Service:   c.svc.id,
+				Scheduler: spec.Scheduler,
+				Affinity:  spec.Affinity.Mode != lb.AffinityNone,
+				Allow:     len(spec.Allow) > 0,
+			}
+			switch have, ok := r.frontends[key]; {
+			case !c.unplaced[family]:
+				if t.slots.region.Len > 0 {
+					want.Table, want.Members = t.slots.region, t.members[i].region
+				}
+			case ok && have.Kind == datapath.KindService && have.Service == c.svc.id:
+				want.Table, want.Members = have.Table, have.Members
+			default:
+				continue // it would have nobody to send to
+			}
+			r.planFrontend(c, key, want)
+		}
+		r.planFrontend(c, vipKey(vip), datapath.Frontend{Kind: datapath.KindVIP, Service: c.svc.id})
+	}
+}
+
+func vipKey(vip netip.Addr) lb.Frontend { return lb.Frontend{VIP: vip} }
+
+// planFrontend compares one record. The epoch rises with the tables.
+func (r *Reconciler) planFrontend(c *change, key lb.Frontend, want datapath.Frontend) {
+	have, ok := r.frontends[key]
+	want.Epoch = have.Epoch
+	if want.Table != have.Table || want.Members != have.Members {
+		want.Epoch++
+	}
+	c.keys = append(c.keys, key)
+	if !ok || want != have {
+		c.frontends[key] = want
+	}
+}
+
+// planDirect lists the backends' own addresses, whose flows are tracked too.
+func (r *Reconciler) planDirect(c *change, ids map[backendKey]uint32) {
+	c.direct = make([]lb.Frontend, 0, len(ids))
+	for k := range ids {
+		if k.zone == 0 {
+			c.direct = append(c.direct, lb.Frontend{VIP: k.address, Port: k.port, Protocol: k.protocol})
+		}
+	}
+	slices.SortFunc(c.direct, compareFrontends)
+}
+
+func compareFrontends(a, b lb.Frontend) int {
+	if c := a.VIP.Compare(b.VIP); c != 0 {
+		return c
+	}
+	if a.Port != b.Port {
+		return int(a.Port) - int(b.Port)
+	}
+	return int(a.Protocol) - int(b.Protocol)
+}
+
+// familyOf returns the index of an address's family.
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+func firstVIP(spec *lb.Service, family int) (netip.Addr, bool) {
+	i := slices.IndexFunc(spec.VIPs, func(v netip.Addr) bool { return familyOf(v) == family })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return spec.VIPs[i], true
+}
+
+// errNoVIP is a service that nobody can reach.
+var errNoVIP = errors.New("no VIP: vipPool has none left")

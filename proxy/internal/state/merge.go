@@ -1,0 +1,229 @@
+package state
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/pkg/registry"
+)
+
+func compareText(a, b string) int { return strings.Compare(a, b) }
+
+// merge builds a snapshot from the inputs. Services that came out as before are shared with it.
+func (s *Store) merge(before *Snapshot) *Snapshot {
+	m := merger{
+		node:      s.node,
+		byAddress: newestByAddress(s.endpoints),
+		joined:    make(map[string][]string),
+	}
+	m.collectMembers(s.endpoints)
+	next := &Snapshot{
+		Timeouts:  s.timeouts,
+		Endpoints: slices.Clone(s.endpoints),
+		Services:  make([]*Service, 0, len(s.services)),
+		Joined:    m.joined,
+	}
+	slices.SortFunc(next.Endpoints, func(a, b registry.Endpoint) int {
+		return cmp.Or(compareText(a.ContainerID, b.ContainerID), compareText(a.Ifname, b.Ifname))
+	})
+	old := newWalker(before)
+	for i := range s.services {
+		d := &s.services[i]
+		backends := m.backends(&d.Spec, &s.overrides)
+		prev := old.find(d.Spec.Name)
+		if prev != nil && prev.File == d.File && sameSpec(&prev.Spec, &d.Spec) && slices.Equal(prev.Backends, backends) {
+			next.Services = append(next.Services, prev)
+			continue
+		}
+		next.Services = append(next.Services, &Service{Spec: d.Spec, File: d.File, Backends: slices.Clone(backends)})
+	}
+	s.dropEnded(next)
+	return next
+}
+
+// walker finds services of a sorted list by rising names.
+type walker struct{ rest []*Service }
+
+func newWalker(s *Snapshot) *walker {
+	if s == nil {
+		return &walker{}
+	}
+	return &walker{s.Services}
+}
+
+func (w *walker) find(name string) *Service {
+	for len(w.rest) > 0 && w.rest[0].Spec.Name < name {
+		w.rest = w.rest[1:]
+	}
+	if len(w.rest) > 0 && w.rest[0].Spec.Name == name {
+		return w.rest[0]
+	}
+	return nil
+}
+
+// merger is one merge.
+type merger struct {
+	node      string
+	byAddress map[netip.Addr]*registry.Endpoint // of two with one address, the newest
+	named     map[string][]*registry.Endpoint   // by service: channels 1 to 3
+	hinted    map[string][]*registry.Endpoint   // by name: channel 4
+	joined    map[string][]string
+	scratch   []Backend
+}
+
+// newestByAddress says whom an address belongs to: runtimes give it away again as soon as the
+// container before is gone, and its file may still be there.
+func newestByAddress(endpoints []registry.Endpoint) map[netip.Addr]*registry.Endpoint {
+	out := make(map[netip.Addr]*registry.Endpoint, len(endpoints))
+	for i := range endpoints {
+		e := &endpoints[i]
+		for _, a := range e.Addresses {
+			a = a.Unmap()
+			if o, taken := out[a]; !taken || newer(e, o) {
+				out[a] = e
+			}
+		}
+	}
+	return out
+}
+
+func newer(a, b *registry.Endpoint) bool {
+	if !a.Created.Equal(b.Created) {
+		return a.Created.After(b.Created)
+	}
+	return a.ID > b.ID
+}
+
+// collectMembers sorts endpoints by the services that they want to join: the first channel that
+// names any counts, whether or not its services exist.
+func (m *merger) collectMembers(endpoints []registry.Endpoint) {
+	m.named = make(map[string][]*registry.Endpoint)
+	m.hinted = make(map[string][]*registry.Endpoint)
+	for i := range endpoints {
+		e := &endpoints[i]
+		if len(e.Services) > 0 {
+			collect(m.named, e.Services, e)
+		} else {
+			collect(m.hinted, e.Names, e)
+		}
+	}
+}
+
+// collect adds e under each name once.
+func collect(to map[string][]*registry.Endpoint, names []string, e *registry.Endpoint) {
+	for i, n := range names {
+		if !slices.Contains(names[:i], n) {
+			to[n] = append(to[n], e)
+		}
+	}
+}
+
+// backends returns the backends of a service in order. They are valid until the next call.
+func (m *merger) backends(spec *lb.Service, o *overrides) []Backend {
+	fam := familiesOf(spec.VIPs)
+	m.scratch = m.scratch[:0]
+	for _, b := range spec.Backends {
+		if fam.has(b.Address) {
+			m.scratch = append(m.scratch, m.listed(b))
+		}
+	}
+	if spec.Members {
+		for _, e := range m.named[spec.Name] {
+			m.join(spec, fam, e)
+		}
+		for _, e := range m.hinted[spec.Name] {
+			if len(spec.Networks) == 0 || slices.Contains(spec.Networks, e.Network) {
+				m.join(spec, fam, e)
+			}
+		}
+	}
+	for i := range m.scratch {
+		b := &m.scratch[i]
+		o.apply(spec.Name, b)
+		if b.Weight == 0 {
+			b.State = lb.Maintenance
+		}
+	}
+	slices.SortFunc(m.scratch, func(a, b Backend) int {
+		return cmp.Or(a.Address.Compare(b.Address), compareText(a.Node, b.Node))
+	})
+	return m.scratch
+}
+
+// listed is a backend of the file. If it is a container attached here, packets go straight there.
+func (m *merger) listed(b lb.Backend) Backend {
+	out := Backend{Backend: b}
+	if b.Node != "" && b.Node != m.node {
+		out.Remote = true
+		return out
+	}
+	if e := m.byAddress[b.Address]; e != nil {
+		out.attach(e)
+	}
+	return out
+}
+
+// attach makes b the container behind an endpoint.
+func (b *Backend) attach(e *registry.Endpoint) {
+	b.Endpoint = e.ID
+	b.Ifindex = e.HostIfindex
+	if mac, err := net.ParseMAC(e.MAC); err == nil && len(mac) == len(b.MAC) {
+		copy(b.MAC[:], mac)
+	}
+}
+
+// join adds an endpoint's address of each family that the service has. What the file lists too is
+// there already and keeps the file's settings.
+func (m *merger) join(spec *lb.Service, fam families, e *registry.Endpoint) {
+	var has families
+	joined := false
+	for _, a := range e.Addresses {
+		a = a.Unmap()
+		if !fam.has(a) || has.has(a) || m.byAddress[a] != e {
+			continue
+		}
+		if a.Is4() {
+			has.v4 = true
+		} else {
+			has.v6 = true
+		}
+		joined = true
+		if !m.here(a) {
+			m.scratch = append(m.scratch, m.member(a, e))
+		}
+	}
+	if joined {
+		m.joined[e.ID] = append(m.joined[e.ID], spec.Name)
+	}
+}
+
+// here says whether an address of this node is in the list already.
+func (m *merger) here(a netip.Addr) bool {
+	return slices.ContainsFunc(m.scratch, func(b Backend) bool { return b.Address == a && !b.Remote })
+}
+
+func (m *merger) member(a netip.Addr, e *registry.Endpoint) Backend {
+	b := Backend{
+		Backend: lb.Backend{Address: a, Node: m.node, Weight: lb.DefaultWeight, Port: e.Port},
+		Member:  true,
+	}
+	if e.Weight != nil {
+		b.Weight = min(max(*e.Weight, 0), lb.MaxWeight)
+	}
+	b.attach(e)
+	return b
+}
+
+// sameSpec says whether two definitions mean the same, their backends apart: those are compared
+// after the merge. A test fails if a field of lb.Service is forgotten here.
+func sameSpec(a, b *lb.Service) bool {
+	return a.Name == b.Name && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.Ports, b.Ports) &&
+		a.Scheduler == b.Scheduler && a.BoundedLoad == b.BoundedLoad && a.Affinity == b.Affinity &&
+		a.Members == b.Members && slices.Equal(a.Networks, b.Networks) && a.HealthCheck == b.HealthCheck &&
+		a.Outlier == b.Outlier && a.Timeouts == b.Timeouts && a.DSR == b.DSR && a.Accelerate == b.Accelerate &&
+		slices.Equal(a.Allow, b.Allow)
+}

@@ -1,0 +1,164 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+// Errors of commands.
+var (
+	ErrNoService = errors.New("no such service")
+	ErrNoBackend = errors.New("no such backend")
+)
+
+// overrideKey is a backend of a service.
+type overrideKey struct {
+	service, node string
+	address       netip.Addr
+}
+
+// override is what a command said about a backend. It ends with the backend, so of one that joined by
+// itself it remembers which container that was.
+type override struct {
+	Service  string     `json:"service"`
+	Node     string     `json:"node,omitempty"`
+	Address  netip.Addr `json:"address"`
+	Endpoint string     `json:"endpoint,omitempty"`
+	Drain    bool       `json:"drain,omitempty"`
+	Weight   *int       `json:"weight,omitempty"`
+}
+
+func (o override) key() overrideKey { return overrideKey{o.Service, o.Node, o.Address} }
+
+// overrides are all of them, and their file.
+type overrides struct {
+	path string
+	by   map[overrideKey]override
+}
+
+// overridesFile is the form of overrides.json.
+type overridesFile struct {
+	Overrides []override `json:"overrides"`
+}
+
+// load reads the file in stateDir; a missing one is empty.
+func (o *overrides) load(stateDir string) error {
+	o.path = filepath.Join(stateDir, "overrides.json")
+	o.by = make(map[overrideKey]override)
+	data, err := os.ReadFile(o.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var f overridesFile
+	if err == nil {
+		err = json.Unmarshal(data, &f)
+	}
+	if err != nil {
+		return fmt.Errorf("load %s: %w", o.path, err)
+	}
+	for _, v := range f.Overrides {
+		o.by[v.key()] = v
+	}
+	return nil
+}
+
+// save replaces the file in one step.
+func (o *overrides) save() error {
+	f := overridesFile{Overrides: make([]override, 0, len(o.by))}
+	for _, v := range o.by {
+		f.Overrides = append(f.Overrides, v)
+	}
+	slices.SortFunc(f.Overrides, func(a, b override) int {
+		if c := compareText(a.Service, b.Service); c != 0 {
+			return c
+		}
+		if c := a.Address.Compare(b.Address); c != 0 {
+			return c
+		}
+		return compareText(a.Node, b.Node)
+	})
+	data, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return fmt.Errorf("save overrides: %w", err)
+	}
+	if err := replaceFile(o.path, append(data, '\n')); err != nil {
+		return fmt.Errorf("save overrides: %w", err)
+	}
+	return nil
+}
+
+// replaceFile writes a file beside path, to the disk, and renames it there.
+func replaceFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// apply puts a command's word over a backend's own.
+func (o *overrides) apply(service string, b *Backend) {
+	if len(o.by) == 0 {
+		return
+	}
+	v, ok := o.by[overrideKey{service, b.Node, b.Address}]
+	if !ok || v.Endpoint != b.member() {
+		return
+	}
+	if v.Drain {
+		b.State, b.Drained = lb.Draining, true
+	}
+	if v.Weight != nil {
+		b.Weight, b.Weighted = *v.Weight, true
+	}
+}
+
+// dropEnded forgets overrides of backends that are gone. s.mu is held.
+func (s *Store) dropEnded(next *Snapshot) {
+	if len(s.overrides.by) == 0 {
+		return
+	}
+	dropped := false
+	for k, v := range s.overrides.by {
+		if !next.holds(v) {
+			delete(s.overrides.by, k)
+			dropped = true
+			s.log.Info("drain or weight set by command ended with its backend", "service", k.service, "backend", k.address)
+		}
+	}
+	if dropped {
+		if err := s.overrides.save(); err != nil {
+			s.log.Error("ended drains and weights are still on disk", "err", err)
+		}
+	}
+}
+
+// holds says whether the backend of an override is there, and the same container.
+func (s *Snapshot) holds(o override) bool {
+	svc := s.Service(o.Service)
+	return svc != nil && slices.ContainsFunc(svc.Backends, func(b Backend) bool {
+		return b.Address == o.Address && b.Node == o.Node && b.member() == o.Endpoint
+	})
+}

@@ -1,0 +1,120 @@
+// Package state holds the desired state of a node: which services there are and who serves them.
+//
+// It merges what the sources say (services files, attached containers, commands) into snapshots.
+// A snapshot is immutable and complete: nobody sees half a merge, and nothing is published
+// before every source has been read once, because what is missing would be pruned.
+package state
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/pkg/registry"
+)
+
+// Snapshot is the desired state at one moment. Nobody changes it.
+type Snapshot struct {
+	// Revision rises with every snapshot.
+	Revision uint64
+	// Timeouts are the node-wide ones, every field set.
+	Timeouts lb.Timeouts
+	// Services by name. One that did not change is the same pointer as in the snapshot before.
+	Services []*Service
+	// Endpoints are the containers attached here, as the registry has them.
+	Endpoints []registry.Endpoint
+	// Joined names the services that an endpoint is a member of, by endpoint id, sorted.
+	Joined map[string][]string
+}
+
+// Service returns the service of that name, or nil.
+func (s *Snapshot) Service(name string) *Service {
+	if s == nil {
+		return nil
+	}
+	i, ok := slices.BinarySearchFunc(s.Services, name, func(v *Service, name string) int {
+		return compareText(v.Spec.Name, name)
+	})
+	if !ok {
+		return nil
+	}
+	return s.Services[i]
+}
+
+// Definition is a service as a source has it.
+type Definition struct {
+	Spec lb.Service // VIPs assigned
+	File string     // where it is defined
+}
+
+// Service is a service with all its backends, whoever named them.
+type Service struct {
+	Spec     lb.Service // as defined; its own Backends are those of the file
+	File     string
+	Backends []Backend // by address, then node
+}
+
+// Backend is one that serves a service, with the weight and state that are in force.
+type Backend struct {
+	lb.Backend
+
+	// Ifindex is the host side of the container's veth and MAC the container's own address;
+	// zero for what is not attached here.
+	Ifindex uint32
+	MAC     [6]byte
+	// Member says that the container joined by itself: it is in no file.
+	Member bool
+	// Remote says that it is on another node, to which there is no way from here.
+	Remote bool
+	// Drained and Weighted say that a command set the state or the weight.
+	Drained, Weighted bool
+}
+
+// Key names the backend in tables, the same on every node that sees it under this name.
+func (b *Backend) Key() string {
+	if b.Node == "" {
+		return b.Address.String()
+	}
+	return b.Node + "/" + b.Address.String()
+}
+
+// member is the endpoint that the backend stands and falls with, or "" if a file lists it.
+func (b *Backend) member() string {
+	if b.Member {
+		return b.Endpoint
+	}
+	return ""
+}
+
+// Local says whether it is a container attached on this node.
+func (b *Backend) Local() bool { return b.Ifindex != 0 }
+
+// Serves says whether it may take new flows.
+func (b *Backend) Serves() bool { return b.State == lb.Active && b.Weight > 0 && !b.Remote }
+
+// LastResort says whether it serves when nobody of its service may: it is draining or unhealthy.
+// Weight 0 is an operator's word and stays so.
+func (b *Backend) LastResort() bool {
+	return b.Weight > 0 && !b.Remote && b.State != lb.Maintenance
+}
+
+// families says which address families the VIPs have.
+type families struct{ v4, v6 bool }
+
+func familiesOf(vips []netip.Addr) (f families) {
+	for _, v := range vips {
+		if v.Is4() {
+			f.v4 = true
+		} else {
+			f.v6 = true
+		}
+	}
+	return f
+}
+
+func (f families) has(a netip.Addr) bool {
+	if a.Is4() {
+		return f.v4
+	}
+	return f.v6
+}

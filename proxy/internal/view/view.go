@@ -1,0 +1,147 @@
+// Package view is what a running proxy shows of itself, and what it lets others ask of it: the
+// boundary between the daemon and the API, the metrics and the commands behind them.
+//
+// It holds plain data and one interface. Values are snapshots: nobody else changes them.
+package view
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/pkg/registry"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+)
+
+// Errors of requests. The error's text names the object and says what to do.
+var (
+	ErrNoService = errors.New("no such service")
+	ErrNoBackend = errors.New("no such backend")
+	ErrForeign   = errors.New("defined in a file that tclb did not write")
+)
+
+// InvalidError says that applied services were refused. Nothing changed.
+type InvalidError struct {
+	Findings []config.Finding
+}
+
+// Error returns the first finding and how many more there are.
+func (e *InvalidError) Error() string {
+	if len(e.Findings) == 0 {
+		return "invalid services"
+	}
+	if n := len(e.Findings) - 1; n > 0 {
+		return fmt.Sprintf("%s (and %d more)", e.Findings[0], n)
+	}
+	return e.Findings[0].String()
+}
+
+// View is the running proxy. Every method is safe for concurrent use.
+type View interface {
+	// Node returns this node.
+	Node() Node
+	// Config returns the settings that are in force. Do not change it.
+	Config() *config.Config
+	// Services returns the services by name.
+	Services() []Service
+	// Backends returns the rows of one service, or of all with "", by service, address, port and
+	// protocol. Their connections are at datapath.BackendStat(ID).
+	Backends(service string) []Backend
+	// Endpoints returns the containers attached here, by container id and interface name.
+	Endpoints() []Endpoint
+	// Findings returns the mistakes of services files and of the last reload of tclb.yaml, in
+	// file order.
+	Findings() []config.Finding
+	// Files returns the names of all services files that were read, so that a metric can be 0.
+	Files() []string
+	// Status returns how the last passes over the maps went.
+	Status() Status
+
+	// Apply validates services (the text of a services file) together with what runs and writes
+	// each to a file of tclb's own. It returns their names once they are in the maps, or
+	// *InvalidError, or ErrForeign if another file defines one of them.
+	Apply(ctx context.Context, name string, data []byte) ([]string, error)
+	// Delete removes a service that Apply wrote: ErrNoService, ErrForeign.
+	Delete(ctx context.Context, service string) error
+	// SetDrain drains or undrains a backend by command. The backend is an address, node/address,
+	// or a container's id or name: ErrNoService, ErrNoBackend.
+	SetDrain(ctx context.Context, service, backend string, drain bool) error
+	// SetWeight sets a backend's weight by command; nil gives it back to the file.
+	SetWeight(ctx context.Context, service, backend string, weight *int) error
+	// Flush forgets the flows and affinities of a service, or of all with "".
+	Flush(ctx context.Context, service string) (Flushed, error)
+}
+
+// Node is a node as listings show it.
+type Node struct {
+	Name      string
+	Address   netip.Addr // underlay address; not valid if the node has none
+	Reachable bool
+}
+
+// Service is a service and where it stands.
+type Service struct {
+	lb.Service        // VIPs assigned, Backends those that serve now
+	File       string // the services file that defines it
+	ID         uint32 // in the maps; 0 = not there yet
+	Error      string // why the maps do not hold it as it is here; empty = they do
+	MovedSlots uint64 // slots that changed owner by updates of the table, since the start
+}
+
+// Backend is one row of `backend list`: a backend and one target port.
+type Backend struct {
+	ID       uint32 // in the maps; 0 = not there
+	Service  string
+	Address  netip.Addr
+	Port     uint16 // target port
+	Protocol lb.Protocol
+	Node     string // empty for backends that no node owns
+	Weight   int
+	State    lb.State
+	Local    bool   // a container attached on this node
+	Endpoint string // registry.Endpoint.ID of it
+}
+
+// Endpoint is a container attached here.
+type Endpoint struct {
+	registry.Endpoint
+	Joined []string // services it is a member of now, by name
+	Notes  []string // what is odd about it, one line each: what, then what to do
+}
+
+// Timing counts something that takes time, since the start of the proxy.
+type Timing struct {
+	Count uint64
+	Total time.Duration
+}
+
+// Status is how the reconciler is doing.
+type Status struct {
+	Ready     bool   // the first full pass is done
+	Revision  uint64 // of the desired state
+	Applied   uint64 // revision that the maps were last made equal to
+	Errors    []ServiceError
+	LastPass  time.Time
+	LastTook  time.Duration
+	Passes    Timing
+	Tables    Timing // tables built
+	Failures  uint64 // errors since the start
+	Repaired  uint64 // map entries that somebody else had changed
+	StartedAt time.Time
+}
+
+// ServiceError is why something is not in the maps. Service is empty for what concerns all.
+type ServiceError struct {
+	Service string
+	Err     string
+	Since   time.Time
+}
+
+// Flushed counts what Flush removed.
+type Flushed struct {
+	Pairs      int
+	Affinities int
+}
