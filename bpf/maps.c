@@ -7,7 +7,8 @@
 #include "lib/maps.h"
 
 
-/* Enums whose values sit in one-byte fields do not reach the type information by themselves. */
+/* What no map holds as such does not reach the type information by itself. */
+const struct sweep *export_sweep;
 #define EXPORT(name) const enum name *export_##name
 EXPORT(ct_dir);
 EXPORT(ct_state);

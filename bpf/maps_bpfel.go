@@ -74,11 +74,8 @@ type MapsBackendStat struct {
 }
 
 type MapsCtBucket struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
+	_       structs.HostLayout
+	Version uint32
 	Spilled uint32
 	Slot    [7]uint64
 }
@@ -118,18 +115,16 @@ type MapsCtPair struct {
 	Backend    uint32
 	BackendGen uint32
 	Created    uint32
-	State      uint8
-	Flags      uint8
-	Pad        uint16
-	Pad2       uint64
+	State      uint32
+	Flags      uint32
+	Pad        uint32
 }
 
 type MapsCtPairFlag uint32
 
 const (
 	MapsCtPairFlagPAIR_DIRECT  MapsCtPairFlag = 1
-	MapsCtPairFlagPAIR_ACTIVE  MapsCtPairFlag = 2
-	MapsCtPairFlagPAIR_HAIRPIN MapsCtPairFlag = 4
+	MapsCtPairFlagPAIR_HAIRPIN MapsCtPairFlag = 2
 )
 
 type MapsCtRooms struct {
@@ -239,7 +234,7 @@ const (
 
 type MapsNodeSettings struct {
 	_           structs.HostLayout
-	Seed        uint64
+	Keys        [5]uint64
 	Flags       uint32
 	HostIfindex uint32
 	HostMac     [6]uint8
@@ -281,6 +276,16 @@ const (
 	MapsSettingFlagSETTING_HOST_STACK MapsSettingFlag = 1
 	MapsSettingFlagSETTING_ANTI_SPOOF MapsSettingFlag = 2
 )
+
+type MapsSweep struct {
+	_       structs.HostLayout
+	From    uint32
+	Count   uint32
+	Service uint32
+	Flush   uint32
+	Removed uint32
+	Now     uint32
+}
 
 type MapsTimeout uint32
 
@@ -336,6 +341,7 @@ const (
 	MapsVarExportFrontendKind = "export_frontend_kind"
 	MapsVarExportScheduler    = "export_scheduler"
 	MapsVarExportSettingFlag  = "export_setting_flag"
+	MapsVarExportSweep        = "export_sweep"
 	MapsVarExportTimeout      = "export_timeout"
 )
 
@@ -421,6 +427,7 @@ type MapsVariableSpecs struct {
 	ExportFrontendKind *ebpf.VariableSpec `ebpf:"export_frontend_kind"`
 	ExportScheduler    *ebpf.VariableSpec `ebpf:"export_scheduler"`
 	ExportSettingFlag  *ebpf.VariableSpec `ebpf:"export_setting_flag"`
+	ExportSweep        *ebpf.VariableSpec `ebpf:"export_sweep"`
 	ExportTimeout      *ebpf.VariableSpec `ebpf:"export_timeout"`
 }
 
@@ -500,6 +507,7 @@ type MapsVariables struct {
 	ExportFrontendKind *ebpf.Variable `ebpf:"export_frontend_kind"`
 	ExportScheduler    *ebpf.Variable `ebpf:"export_scheduler"`
 	ExportSettingFlag  *ebpf.Variable `ebpf:"export_setting_flag"`
+	ExportSweep        *ebpf.Variable `ebpf:"export_sweep"`
 	ExportTimeout      *ebpf.Variable `ebpf:"export_timeout"`
 }
 

@@ -39,6 +39,7 @@ struct {
 
 /* backends: backend id -> where it is. Read on every packet for its generation.
  * Written by:  the proxy; the plugin's DEL clears the flags of its container's records
+ * Record 0:    no backend, always live: what direct flows point to
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -152,7 +153,7 @@ struct {
 	__uint(max_entries, 1);
 } endpoints SEC(".maps");
 
-/* settings: one record, written by the proxy (the seed by who made the maps). */
+/* settings: one record, written by the proxy (the index keys by who made the maps). */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

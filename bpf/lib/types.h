@@ -9,6 +9,7 @@
 #ifndef TCLB_TYPES_H
 #define TCLB_TYPES_H
 
+#include <stdbool.h>
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
@@ -81,8 +82,7 @@ struct ct_half {
 
 enum ct_pair_flag {
 	PAIR_DIRECT = 1,  /* a flow to a backend's own address: tracked, not balanced */
-	PAIR_ACTIVE = 2,  /* counted in its backend's active connections */
-	PAIR_HAIRPIN = 4, /* the client is the backend */
+	PAIR_HAIRPIN = 2, /* the client is the backend */
 };
 
 /* Both directions of a flow: one record, one life. Readers check `life` before and after. */
@@ -93,20 +93,20 @@ struct ct_pair {
 	__u32 backend;		/* backend id; 0 for direct flows */
 	__u32 backend_gen;	/* dies when the backend's generation moves on */
 	__u32 created;		/* tick */
-	__u8 state;		/* enum ct_state */
-	__u8 flags;		/* enum ct_pair_flag */
-	__u16 pad;
-	__u64 pad2;
+	__u32 state;		/* enum ct_state; who changes it by compare-and-swap counts it */
+	__u32 flags;		/* enum ct_pair_flag */
+	__u32 pad;
 };
 
 /* One cache line of the index tuple -> half. A slot is tag << 32 | pair << 1 | dir, 0 if
- * free; tags are odd. Writers of a key hold the lock of its first bucket; slots themselves
- * are claimed by compare-and-swap, so a key may spill into its second bucket without that
- * bucket's lock. `spilled` counts the keys of this bucket that did.
+ * free; tags are odd. A key's first bucket decides about it: who adds one claims a slot, then
+ * raises `version` from what it was before looking for the key; if another writer came between,
+ * the slot is given back and the search begins again. So a key stands in the index once.
+ * `spilled` counts the keys of this bucket that stand in their second one.
  */
 #define BUCKET_SLOTS 7
 struct ct_bucket {
-	struct bpf_spin_lock lock;
+	__u32 version;
 	__u32 spilled;
 	__u64 slot[BUCKET_SLOTS];
 };
@@ -121,6 +121,16 @@ struct ct_rooms {
 	__u64 created[CT_STATES]; /* entered the room */
 	__u64 evicted[CT_STATES]; /* gave way to another flow */
 	__u64 expired[CT_STATES]; /* removed by the sweep */
+};
+
+/* What ct_sweep is asked, and answers. */
+struct sweep {
+	__u32 from;    /* first pair to look at */
+	__u32 count;   /* how many */
+	__u32 service; /* flush: only this service's; 0 = all */
+	__u32 flush;   /* end them however young */
+	__u32 removed; /* out: pairs ended */
+	__u32 now;     /* tick; programs of this type cannot read the coarse clock */
 };
 
 /* ---- services ---- */
@@ -212,7 +222,7 @@ struct backend {
 
 /* Written by BPF, by backend id; reset when the id is given anew. */
 struct backend_stat {
-	__u64 active;  /* pairs with PAIR_ACTIVE */
+	__u64 active;  /* pairs in CT_ESTABLISHED */
 	__u64 total;   /* flows begun */
 	__u64 packets; /* of flows that ended; live ones are in their pairs */
 	__u64 bytes;
@@ -262,7 +272,7 @@ enum setting_flag {
 
 /* The one record that the proxy writes for all programs. */
 struct node_settings {
-	__u64 seed;  /* of the flow index; made once with the maps, never changed */
+	__u64 keys[5]; /* of the flow index; made once with the maps, never changed */
 	__u32 flags; /* enum setting_flag */
 	__u32 host_ifindex; /* tclb0; 0: no host path */
 	__u8 host_mac[MAC_LEN];
@@ -296,7 +306,7 @@ enum drop_reason {
 
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct ct_half) == 80, "ct_half");
-_Static_assert(sizeof(struct ct_pair) == 200 - 8, "ct_pair is three cache lines");
+_Static_assert(sizeof(struct ct_pair) == 192, "ct_pair is three cache lines");
 _Static_assert(sizeof(struct ct_bucket) == 64, "ct_bucket is one cache line");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
 _Static_assert(sizeof(struct frontend) == 28, "frontend");
@@ -304,6 +314,6 @@ _Static_assert(sizeof(struct service) == 48, "service");
 _Static_assert(sizeof(struct backend) == 44, "backend");
 _Static_assert(sizeof(struct backend_stat) == 48, "backend_stat");
 _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
-_Static_assert(sizeof(struct node_settings) == 56, "node_settings");
+_Static_assert(sizeof(struct node_settings) == 88, "node_settings");
 
 #endif

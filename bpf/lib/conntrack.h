@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Flows: find a pair, make one, move it between rooms, end it.
+ *
+ * A pair is in use while `life` is odd. Who makes life even by compare-and-swap owns the
+ * removal; who changes `state` by compare-and-swap owns the counting of that change. Everything
+ * that must happen once per pair hangs on one of the two. Large steps are global functions:
+ * the verifier checks each once, and they show by name in a profile.
+ */
+#ifndef TCLB_CONNTRACK_H
+#define TCLB_CONNTRACK_H
+
+#include "addr.h"
+#include "config.h"
+#include "maps.h"
+#include "parse.h"
+
+#define CT_TRIES 4	 /* writers that may come between before an insert gives up */
+#define CT_HAND 32	 /* pairs looked at to find a victim in the full main room */
+#define CT_NO_ROOM -1
+
+/* Where a packet was found in the table. */
+struct ct_hit {
+	struct ct_pair *pair;
+	__u32 index;
+	__u32 life;
+	__u32 dir;
+	__u32 pad;
+};
+
+/* ---- the index ---- */
+
+/* ct_hash is multilinear with secret odd keys, so nobody can aim at a bucket. */
+static __always_inline __u64 ct_hash(const struct tuple *t)
+{
+	__u32 zero = 0;
+	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
+	__u64 h = 0;
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < TUPLE_WORDS; i++)
+		h += (tuple_word(t, i) ^ tuple_word(t, i) >> 32) * s->keys[i];
+	h ^= h >> 29;
+	return h * 0xbf58476d1ce4e5b9ULL;
+}
+
+static __always_inline __u32 ct_tag(__u64 hash)
+{
+	return (__u32)hash | 1;
+}
+
+static __always_inline __u32 ct_bucket_first(__u64 hash)
+{
+	return (__u32)(hash >> 32) & config.bucket_mask;
+}
+
+static __always_inline __u32 ct_bucket_second(__u64 hash)
+{
+	return ((__u32)(hash >> 32) ^ ct_tag(hash) * 0x5bd1e995) & config.bucket_mask;
+}
+
+/* ct_scan looks for a live half with tuple t in one bucket. Returns 1 and fills hit, or 0. */
+static __always_inline int ct_scan(const struct ct_bucket *b, __u32 tag, const struct tuple *t,
+				   struct ct_hit *hit)
+{
+	for (int i = 0; i < BUCKET_SLOTS; i++) {
+		__u64 slot = *(volatile const __u64 *)&b->slot[i];
+		struct ct_pair *pair;
+		__u32 index, dir;
+
+		if (slot >> 32 != tag)
+			continue;
+		index = (__u32)slot >> 1;
+		dir = slot & 1;
+		pair = bpf_map_lookup_elem(&ct_pairs, &index);
+		if (!pair)
+			continue;
+		hit->life = *(volatile __u32 *)&pair->life;
+		if (!(hit->life & 1) || !tuple_equal(&pair->half[dir].tuple, t))
+			continue;
+		hit->pair = pair;
+		hit->index = index;
+		hit->dir = dir;
+		return 1;
+	}
+	return 0;
+}
+
+/* ct_lookup finds the half that a packet belongs to. Returns 1 and fills hit, or 0. */
+static __always_inline int ct_lookup(const struct tuple *t, struct ct_hit *hit)
+{
+	__u64 hash = ct_hash(t);
+	__u32 at = ct_bucket_first(hash);
+	struct ct_bucket *b = bpf_map_lookup_elem(&ct_index, &at);
+
+	if (!b)
+		return 0;
+	if (ct_scan(b, ct_tag(hash), t, hit))
+		return 1;
+	if (!b->spilled)
+		return 0;
+	at = ct_bucket_second(hash);
+	b = bpf_map_lookup_elem(&ct_index, &at);
+	return b && ct_scan(b, ct_tag(hash), t, hit);
+}
+
+/* ct_hit_at fills hit with a half whose place is known. Returns 1, or 0 if it is not t's any more. */
+static __always_inline int ct_hit_at(__u32 index, __u32 dir, const struct tuple *t, struct ct_hit *hit)
+{
+	hit->index = index;
+	hit->dir = dir & 1;
+	hit->pair = bpf_map_lookup_elem(&ct_pairs, &index);
+	if (!hit->pair)
+		return 0;
+	hit->life = *(volatile __u32 *)&hit->pair->life;
+	return hit->life & 1 && tuple_equal(&hit->pair->half[hit->dir].tuple, t);
+}
+
+/* ct_claim puts entry into a free slot of b. Returns the slot, or NULL. */
+static __always_inline __u64 *ct_claim(struct ct_bucket *b, __u64 entry)
+{
+	for (int i = 0; i < BUCKET_SLOTS; i++)
+		if (!b->slot[i] && !__sync_val_compare_and_swap(&b->slot[i], 0, entry))
+			return &b->slot[i];
+	return NULL;
+}
+
+/* ct_index_add enters one half of a pair that its caller owns. It returns 0, or 1 + the index
+ * of the live pair that has this tuple already, or CT_NO_ROOM.
+ */
+__noinline int ct_index_add(__u32 index, __u32 dir)
+{
+	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+	struct ct_bucket *first, *second;
+	const struct tuple *t;
+	struct ct_hit hit;
+	__u64 hash, entry, *slot;
+	__u32 at;
+
+	if (!pair)
+		return CT_NO_ROOM;
+	dir &= 1;
+	t = &pair->half[dir].tuple;
+	hash = ct_hash(t);
+	entry = (__u64)ct_tag(hash) << 32 | index << 1 | dir;
+	at = ct_bucket_first(hash);
+	first = bpf_map_lookup_elem(&ct_index, &at);
+	at = ct_bucket_second(hash);
+	second = bpf_map_lookup_elem(&ct_index, &at);
+	if (!first || !second)
+		return CT_NO_ROOM;
+
+	for (int i = 0; i < CT_TRIES; i++) {
+		__u32 version = *(volatile __u32 *)&first->version;
+
+		if (ct_scan(first, ct_tag(hash), t, &hit) ||
+		    (first->spilled && ct_scan(second, ct_tag(hash), t, &hit)))
+			return hit.index + 1;
+		slot = ct_claim(first, entry);
+		if (!slot) {
+			__sync_fetch_and_add(&first->spilled, 1);
+			slot = ct_claim(second, entry);
+			if (!slot) {
+				__sync_fetch_and_add(&first->spilled, -1);
+				return CT_NO_ROOM;
+			}
+			if (__sync_val_compare_and_swap(&first->version, version, version + 1) == version)
+				return 0;
+			__sync_val_compare_and_swap(slot, entry, 0);
+			__sync_fetch_and_add(&first->spilled, -1);
+			continue;
+		}
+		if (__sync_val_compare_and_swap(&first->version, version, version + 1) == version)
+			return 0;
+		__sync_val_compare_and_swap(slot, entry, 0);
+	}
+	return CT_NO_ROOM;
+}
+
+/* ct_unclaim gives the slot that holds entry back. Returns 1 if it was there. */
+static __always_inline int ct_unclaim(struct ct_bucket *b, __u64 entry)
+{
+	for (int i = 0; i < BUCKET_SLOTS; i++)
+		if (b->slot[i] == entry && __sync_val_compare_and_swap(&b->slot[i], entry, 0) == entry)
+			return 1;
+	return 0;
+}
+
+/* ct_index_del takes one half out of the index; it may be absent. */
+__noinline int ct_index_del(__u32 index, __u32 dir)
+{
+	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+	struct ct_bucket *first, *second;
+	__u64 hash, entry;
+	__u32 at;
+
+	if (!pair)
+		return 0;
+	dir &= 1;
+	hash = ct_hash(&pair->half[dir].tuple);
+	entry = (__u64)ct_tag(hash) << 32 | index << 1 | dir;
+	at = ct_bucket_first(hash);
+	first = bpf_map_lookup_elem(&ct_index, &at);
+	if (!first || ct_unclaim(first, entry) || !first->spilled)
+		return 0;
+	at = ct_bucket_second(hash);
+	second = bpf_map_lookup_elem(&ct_index, &at);
+	if (second && ct_unclaim(second, entry))
+		__sync_fetch_and_add(&first->spilled, -1);
+	return 0;
+}
+
+/* ---- rooms ---- */
+
+static __always_inline struct ct_rooms *ct_rooms_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&ct_shared, &zero);
+}
+
+/* ct_count moves a pair between the counts of rooms and of its backend's connections.
+ * The caller has won the change from one state to the other.
+ */
+static __always_inline void ct_count(struct ct_rooms *rooms, __u32 backend, __u32 from, __u32 to)
+{
+	struct backend_stat *stat;
+
+	from &= 3;
+	to &= 3;
+	if (from)
+		__sync_fetch_and_add(&rooms->live[from], -1);
+	if (to) {
+		__sync_fetch_and_add(&rooms->live[to], 1);
+		__sync_fetch_and_add(&rooms->created[to], 1);
+	}
+	if (!backend || (from == CT_ESTABLISHED) == (to == CT_ESTABLISHED))
+		return;
+	stat = bpf_map_lookup_elem(&backend_stats, &backend);
+	if (stat)
+		__sync_fetch_and_add(&stat->active, to == CT_ESTABLISHED ? 1 : -1);
+}
+
+/* ct_backend returns the id of the pair's backend, or 0 if the id was given to another one: what
+ * is counted for an id is counted for its present generation.
+ */
+static __always_inline __u32 ct_backend(const struct ct_pair *pair)
+{
+	__u32 id = pair->backend;
+	struct backend *b = bpf_map_lookup_elem(&backends, &id);
+
+	return b && b->gen == pair->backend_gen ? id : 0;
+}
+
+/* ct_remove ends a pair, if it still lives that life. Returns its last state, or 0 if somebody
+ * else ended it.
+ */
+__noinline int ct_remove(__u32 index, __u32 life)
+{
+	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+	struct ct_rooms *rooms = ct_rooms_get();
+	struct backend_stat *stat;
+	__u32 state, backend;
+
+	if (!pair || !rooms || !(life & 1) ||
+	    __sync_val_compare_and_swap(&pair->life, life, life + 1) != life)
+		return 0;
+	state = __sync_lock_test_and_set(&pair->state, CT_FREE);
+	backend = ct_backend(pair);
+	ct_count(rooms, backend, state, CT_FREE);
+	stat = backend ? bpf_map_lookup_elem(&backend_stats, &backend) : NULL;
+	if (stat) {
+		__sync_fetch_and_add(&stat->packets, pair->half[0].packets + pair->half[1].packets);
+		__sync_fetch_and_add(&stat->bytes, pair->half[0].bytes + pair->half[1].bytes);
+	}
+	ct_index_del(index, DIR_ORIGINAL);
+	ct_index_del(index, DIR_REPLY);
+	bpf_map_push_elem(&ct_free, &index, BPF_ANY);
+	return state;
+}
+
+/* ct_ring_enter writes a pair into a small room's ring and evicts who stands there still. */
+static __always_inline void ct_ring_enter(struct ct_rooms *rooms, void *ring, __u32 at, __u32 state,
+					  __u64 entry)
+{
+	__u64 *place = bpf_map_lookup_elem(ring, &at);
+	struct ct_pair *pair;
+	__u32 index;
+	__u64 old;
+
+	if (!place)
+		return;
+	old = __sync_lock_test_and_set(place, entry);
+	index = (__u32)old - 1;
+	pair = old ? bpf_map_lookup_elem(&ct_pairs, &index) : NULL;
+	if (!pair || pair->life != old >> 32 || pair->state != state)
+		return;
+	if (ct_remove(index, old >> 32))
+		__sync_fetch_and_add(&rooms->evicted[state & 3], 1);
+}
+
+static __always_inline __u32 ct_idle(const struct ct_pair *pair, __u32 now)
+{
+	__u32 a = now - pair->half[0].seen, b = now - pair->half[1].seen;
+
+	/* A packet on another CPU may be a tick ahead of us. */
+	a = (__s32)a < 0 ? 0 : a;
+	b = (__s32)b < 0 ? 0 : b;
+	return a < b ? a : b;
+}
+
+/* ct_timeout returns the idle time in ticks that ends a pair in its present state. */
+static __always_inline __u32 ct_timeout(const struct ct_pair *pair)
+{
+	__u32 id = pair->service, which = TIMEOUT_TCP_ESTABLISHED;
+	struct service *svc = bpf_map_lookup_elem(&services, &id);
+
+	if (!svc)
+		return 0;
+	if (pair->half[0].tuple.proto == PROTO_UDP)
+		which = pair->half[1].packets ? TIMEOUT_UDP_STREAM : TIMEOUT_UDP;
+	else if (pair->state == CT_OPENING)
+		which = TIMEOUT_TCP_SYN;
+	else if (pair->state == CT_CLOSING)
+		which = TIMEOUT_TCP_FIN;
+	return svc->timeouts[which];
+}
+
+/* ct_evict makes room in the main room: an expired pair, else the one idle longest of those
+ * that a moving hand passes.
+ */
+__noinline int ct_evict(__u32 now)
+{
+	struct ct_rooms *rooms = ct_rooms_get();
+	__u32 victim = 0, victim_life = 0, longest = 0, hand;
+
+	if (!rooms || !config.pairs)
+		return 0;
+	hand = __sync_fetch_and_add(&rooms->clock, CT_HAND);
+	for (int i = 0; i < CT_HAND; i++) {
+		__u32 index = (hand + i) % config.pairs, life, idle;
+		struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+
+		if (!pair || pair->state != CT_ESTABLISHED)
+			continue;
+		life = pair->life;
+		idle = ct_idle(pair, now);
+		if (idle > ct_timeout(pair))
+			idle |= 1U << 31;
+		if (!(life & 1) || (victim_life && idle <= longest))
+			continue;
+		victim = index;
+		victim_life = life;
+		longest = idle;
+	}
+	if (!victim_life || !ct_remove(victim, victim_life))
+		return 0;
+	__sync_fetch_and_add(&rooms->evicted[CT_ESTABLISHED], 1);
+	return 1;
+}
+
+/* ct_move changes the room of a pair and makes the room it enters hold its bound.
+ * Returns 0 if another CPU changed the state first.
+ */
+__noinline int ct_move(__u32 index, __u32 from, __u32 to, __u32 now)
+{
+	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+	struct ct_rooms *rooms = ct_rooms_get();
+	__u64 entry;
+
+	if (!pair || !rooms || !config.opening || !config.closing)
+		return 0;
+	entry = (__u64)pair->life << 32 | (index + 1);
+	if (__sync_val_compare_and_swap(&pair->state, from, to) != from)
+		return 0;
+	ct_count(rooms, ct_backend(pair), from, to);
+	if (to == CT_OPENING)
+		ct_ring_enter(rooms, &ct_opening,
+			      __sync_fetch_and_add(&rooms->opening, 1) % config.opening, to, entry);
+	else if (to == CT_CLOSING)
+		ct_ring_enter(rooms, &ct_closing,
+			      __sync_fetch_and_add(&rooms->closing, 1) % config.closing, to, entry);
+	else if (rooms->live[CT_ESTABLISHED] > config.established)
+		ct_evict(now);
+	return 1;
+}
+
+/* ---- one flow ---- */
+
+/* ct_take returns the index of a pair that nobody else has, or CT_NO_ROOM. */
+static __always_inline int ct_take(__u32 now)
+{
+	struct ct_rooms *rooms = ct_rooms_get();
+	__u32 index;
+
+	if (!rooms)
+		return CT_NO_ROOM;
+	for (int i = 0; i < 2; i++) {
+		if (!bpf_map_pop_elem(&ct_free, &index))
+			return index;
+		if (rooms->high_water < config.pairs) {
+			index = __sync_fetch_and_add(&rooms->high_water, 1);
+			if (index < config.pairs)
+				return index;
+		}
+		ct_evict(now);
+	}
+	return CT_NO_ROOM;
+}
+
+/* ct_give_back frees a pair that ct_take gave and that was never made live. */
+static __always_inline void ct_give_back(__u32 index)
+{
+	bpf_map_push_elem(&ct_free, &index, BPF_ANY);
+}
+
+/* ct_touch accounts a packet to its half; every segment of a GSO packet has headers of its own.
+ * Only the tick's first packet stores `seen`.
+ */
+static __always_inline void ct_touch(struct __sk_buff *skb, struct ct_half *half,
+				     const struct packet *p)
+{
+	__u32 segments = skb->gso_segs;
+
+	if (half->seen != p->now)
+		half->seen = p->now;
+	if (segments < 2) {
+		half->packets++;
+		half->bytes += skb->len - ETH_HLEN;
+		return;
+	}
+	half->packets += segments;
+	half->bytes += skb->len - ETH_HLEN + (segments - 1) * (p->payload_off - ETH_HLEN);
+}
+
+/* ct_alive says whether the hit's pair is still the one that was found. */
+static __always_inline bool ct_alive(const struct ct_hit *hit)
+{
+	return *(volatile __u32 *)&hit->pair->life == hit->life;
+}
+
+#endif

@@ -1,0 +1,182 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/bpf"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+// tickShift is TICK_SHIFT of bpf/lib/types.h: a tick is 2^20 ns.
+const tickShift = 20
+
+// loadFactorUnit is the datapath's 1.0 of a bounded-load factor.
+const loadFactorUnit = 1024
+
+func ticks(d time.Duration) uint32 {
+	return uint32(min(uint64(d)>>tickShift, math.MaxInt32))
+}
+
+func fromTicks(t uint32) time.Duration {
+	return time.Duration(t) << tickShift
+}
+
+// netPort turns a port into the datapath's network-order field and back.
+func netPort(p uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], p)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+func addrFrom(b [16]uint8) netip.Addr {
+	return netip.AddrFrom16(b).Unmap()
+}
+
+// addr16 returns the mapped form; the invalid address is all zeros.
+func addr16(a netip.Addr) [16]byte {
+	if !a.IsValid() {
+		return [16]byte{}
+	}
+	return a.As16()
+}
+
+func frontendKeyTo(f lb.Frontend) bpf.MapsFrontendKey {
+	return bpf.MapsFrontendKey{Vip: addr16(f.VIP), Port: netPort(f.Port), Proto: uint8(f.Protocol)}
+}
+
+func frontendKeyFrom(k bpf.MapsFrontendKey) lb.Frontend {
+	return lb.Frontend{VIP: addrFrom(k.Vip), Port: netPort(k.Port), Protocol: lb.Protocol(k.Proto)}
+}
+
+func frontendTo(f Frontend) bpf.MapsFrontend {
+	v := bpf.MapsFrontend{
+		Service: f.Service, Epoch: f.Epoch, Kind: uint8(f.Kind), Scheduler: uint8(f.Scheduler),
+		Table: f.Table.Offset, TableLen: f.Table.Len, Members: f.Members.Offset, MembersLen: f.Members.Len,
+	}
+	if f.Allow {
+		v.Flags |= uint8(bpf.MapsFrontendFlagFRONTEND_ALLOW)
+	}
+	if f.Affinity {
+		v.Flags |= uint8(bpf.MapsFrontendFlagFRONTEND_AFFINITY)
+	}
+	return v
+}
+
+func frontendFrom(v bpf.MapsFrontend) Frontend {
+	return Frontend{
+		Kind: FrontendKind(v.Kind), Service: v.Service, Scheduler: lb.Scheduler(v.Scheduler), Epoch: v.Epoch,
+		Allow:    v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_ALLOW) != 0,
+		Affinity: v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_AFFINITY) != 0,
+		Table:    Region{v.Table, v.TableLen},
+		Members:  Region{v.Members, v.MembersLen},
+	}
+}
+
+func serviceTo(s Service) bpf.MapsService {
+	v := bpf.MapsService{
+		Gen: s.Gen, BaseGen: s.BaseGen, Affinity: ticks(s.Affinity),
+		LoadFactor: uint32(math.Round(s.LoadFactor * loadFactorUnit)),
+	}
+	for i, d := range timeoutFields(&s.Timeouts) {
+		v.Timeouts[i] = ticks(*d)
+	}
+	return v
+}
+
+func serviceFrom(v bpf.MapsService) Service {
+	s := Service{
+		Gen: v.Gen, BaseGen: v.BaseGen, Affinity: fromTicks(v.Affinity),
+		LoadFactor: float64(v.LoadFactor) / loadFactorUnit,
+	}
+	for i, d := range timeoutFields(&s.Timeouts) {
+		*d = fromTicks(v.Timeouts[i])
+	}
+	return s
+}
+
+// timeoutFields lists t's fields at the positions of enum timeout.
+func timeoutFields(t *lb.Timeouts) [bpf.MapsTimeoutTIMEOUTS]*time.Duration {
+	return [...]*time.Duration{
+		bpf.MapsTimeoutTIMEOUT_TCP_SYN:         &t.TCPSyn,
+		bpf.MapsTimeoutTIMEOUT_TCP_ESTABLISHED: &t.TCPEstablished,
+		bpf.MapsTimeoutTIMEOUT_TCP_FIN:         &t.TCPFin,
+		bpf.MapsTimeoutTIMEOUT_UDP:             &t.UDP,
+		bpf.MapsTimeoutTIMEOUT_UDP_STREAM:      &t.UDPStream,
+	}
+}
+
+func backendTo(b Backend) bpf.MapsBackend {
+	v := bpf.MapsBackend{
+		Addr: addr16(b.Address), Port: netPort(b.Port), Zone: b.Zone, Gen: b.Gen, Service: b.Service,
+		Ifindex: b.Ifindex, Mac: b.MAC, Proto: uint8(b.Protocol), Weight: b.Weight,
+	}
+	set := func(on bool, flag bpf.MapsBackendFlag) {
+		if on {
+			v.Flags |= uint8(flag)
+		}
+	}
+	set(b.Live, bpf.MapsBackendFlagBACKEND_LIVE)
+	set(b.New, bpf.MapsBackendFlagBACKEND_NEW)
+	set(b.Local, bpf.MapsBackendFlagBACKEND_LOCAL)
+	return v
+}
+
+func backendFrom(v bpf.MapsBackend) Backend {
+	has := func(f bpf.MapsBackendFlag) bool { return v.Flags&uint8(f) != 0 }
+	return Backend{
+		Address: addrFrom(v.Addr), Port: netPort(v.Port), Protocol: lb.Protocol(v.Proto), Zone: v.Zone, Gen: v.Gen,
+		Service: v.Service, Ifindex: v.Ifindex, MAC: v.Mac, Weight: v.Weight,
+		Live: has(bpf.MapsBackendFlagBACKEND_LIVE), New: has(bpf.MapsBackendFlagBACKEND_NEW), Local: has(bpf.MapsBackendFlagBACKEND_LOCAL),
+	}
+}
+
+func endpointKeyTo(k EndpointKey) bpf.MapsEndpointKey {
+	return bpf.MapsEndpointKey{Addr: addr16(k.Address), Ifindex: k.Ifindex}
+}
+
+// servicePrefixBits is the part of an allow key's prefix that the service id takes.
+const servicePrefixBits = 32
+
+func allowKeyTo(k AllowKey) bpf.MapsAllowKey {
+	bits := k.Prefix.Bits()
+	if k.Prefix.Addr().Is4() {
+		bits += 96
+	}
+	return bpf.MapsAllowKey{
+		PrefixLen: servicePrefixBits + uint32(bits), Service: k.Service, Addr: addr16(k.Prefix.Masked().Addr()),
+	}
+}
+
+func allowKeyFrom(k bpf.MapsAllowKey) AllowKey {
+	a, bits := addrFrom(k.Addr), int(k.PrefixLen)-servicePrefixBits
+	if a.Is4() {
+		bits -= 96
+	}
+	return AllowKey{Service: k.Service, Prefix: netip.PrefixFrom(a, bits)}
+}
+
+func pairTuples(p *bpf.MapsCtPair) (orig, reply *bpf.MapsTuple) {
+	return &p.Half[bpf.MapsCtDirDIR_ORIGINAL].Tuple, &p.Half[bpf.MapsCtDirDIR_REPLY].Tuple
+}
+
+func pairFrom(index uint32, v *bpf.MapsCtPair, now uint32) Pair {
+	orig, reply := pairTuples(v)
+	age := func(tick uint32) time.Duration { return fromTicks(uint32(max(int32(now-tick), 0))) }
+	p := Pair{
+		Index: index, Protocol: lb.Protocol(orig.Proto), Zone: orig.Zone, State: FlowState(v.State),
+		Client:  netip.AddrPortFrom(addrFrom(orig.Saddr), netPort(orig.Sport)),
+		VIP:     netip.AddrPortFrom(addrFrom(orig.Daddr), netPort(orig.Dport)),
+		Backend: netip.AddrPortFrom(addrFrom(reply.Saddr), netPort(reply.Sport)),
+		Direct:  v.Flags&uint32(bpf.MapsCtPairFlagPAIR_DIRECT) != 0,
+		Active:  v.State == uint32(bpf.MapsCtStateCT_ESTABLISHED) && v.Backend != 0,
+		Service: v.Service, BackendID: v.Backend, BackendGen: v.BackendGen, Created: age(v.Created),
+		Idle: min(age(v.Half[0].Seen), age(v.Half[1].Seen)),
+	}
+	for i := range v.Half {
+		p.Packets[i], p.Bytes[i] = v.Half[i].Packets, v.Half[i].Bytes
+	}
+	return p
+}
