@@ -20,8 +20,14 @@ type backendKey struct {
 
 // readBackends decodes the backends that stand in the file.
 func (d *Definition) readBackends(m *mapping) {
-	seen := make(firsts[backendKey])
-	for _, e := range m.elements("backends") {
+	elements := m.elements("backends")
+	if len(elements) == 0 {
+		return
+	}
+	seen := make(firsts[backendKey], len(elements))
+	d.Service.Backends = make([]lb.Backend, 0, len(elements))
+	d.backends = make([]spot, 0, len(elements))
+	for _, e := range elements {
 		e.fields(func(m *mapping) {
 			b := lb.Backend{Weight: lb.DefaultWeight}
 			set(m, "node", &b.Node, orEmpty(nodeName))

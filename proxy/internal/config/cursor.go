@@ -62,6 +62,9 @@ func (c cursor) key() string {
 
 // fail records that the value at c is wrong.
 func (c cursor) fail(format string, args ...any) {
+	if c.rep.cut {
+		return
+	}
 	c.rep.add(c.at, c.key(), fmt.Sprintf(format, args...))
 }
 
@@ -76,14 +79,14 @@ func (c cursor) present() bool {
 
 // fields reads the value at c as a map: read asks for its keys, and what it did not ask for is unknown.
 func (c cursor) fields(read func(m *mapping)) {
-	if !c.present() {
+	if c.rep.cut || !c.present() { // nobody would see what is wrong below
 		return
 	}
 	if c.node.Kind != yaml.MappingNode {
 		c.fail("want a map (key: value), got %s", kindOf(c.node))
 		return
 	}
-	m := &mapping{cursor: c, entries: c.entries()}
+	m := newMapping(c)
 	read(m)
 	m.reportUnknown()
 }
@@ -101,30 +104,6 @@ func (c cursor) elements() []cursor {
 	for i, n := range c.node.Content {
 		if e := c.child(n, path{index: i}); e.present() {
 			out = append(out, e)
-		}
-	}
-	return out
-}
-
-// entries returns the usable entries of the map at c: plain keys, each once.
-func (c cursor) entries() []entry {
-	content := c.node.Content
-	out := make([]entry, 0, len(content)/2)
-	seen := make(map[string]position, len(content)/2)
-	for i := 0; i+1 < len(content); i += 2 {
-		name := resolve(content[i])
-		key := c.child(content[i], path{key: name.Value})
-		first, twice := seen[name.Value]
-		switch {
-		case name.Kind != yaml.ScalarNode || name.Value == "":
-			c.rep.add(key.at, c.key(), "want a word as key, got "+kindOf(name))
-		case name.Tag == "!!merge":
-			key.fail("merge keys are not supported: write the keys out")
-		case twice:
-			key.fail("key %s is given twice: first on line %d", show(name.Value), first.line)
-		default:
-			seen[name.Value] = key.at
-			out = append(out, entry{name: name.Value, key: key, value: c.child(content[i+1], path{key: name.Value})})
 		}
 	}
 	return out
@@ -151,37 +130,82 @@ func kindOf(n *yaml.Node) string {
 type mapping struct {
 	cursor
 	entries []entry
+	index   map[string]int // into entries; nil for small maps, which are searched
 	asked   []string
 }
 
 // entry is one key of a map with its value.
 type entry struct {
 	name       string
-	key, value cursor
+	key, value *yaml.Node
 	known      bool
+}
+
+// smallMap is up to how many keys searching is faster than an index. No valid map has more.
+const smallMap = 32
+
+// newMapping returns the usable entries of the map at c: plain keys, each once.
+func newMapping(c cursor) *mapping {
+	content := c.node.Content
+	m := &mapping{cursor: c, entries: make([]entry, 0, len(content)/2), asked: make([]string, 0, 8)}
+	if len(content)/2 > smallMap {
+		m.index = make(map[string]int, len(content)/2)
+	}
+	for i := 0; i+1 < len(content); i += 2 {
+		m.add(content[i], content[i+1])
+	}
+	return m
+}
+
+// add takes an entry in, or records why its key cannot be used.
+func (m *mapping) add(key, value *yaml.Node) {
+	word := resolve(key)
+	first := m.find(word.Value)
+	switch {
+	case word.Kind != yaml.ScalarNode || word.Value == "":
+		m.rep.add(m.child(key, path{}).at, m.cursor.key(), "want a word as key, got "+kindOf(word))
+	case word.Tag == "!!merge":
+		m.child(key, path{key: word.Value}).fail("merge keys are not supported: write the keys out")
+	case first != nil:
+		m.child(key, path{key: word.Value}).fail("key %s is given twice: first on line %d", show(word.Value), first.key.Line)
+	default:
+		if m.index != nil {
+			m.index[word.Value] = len(m.entries)
+		}
+		m.entries = append(m.entries, entry{name: word.Value, key: key, value: value})
+	}
+}
+
+// find returns the entry of a key, nil if there is none.
+func (m *mapping) find(key string) *entry {
+	if m.index != nil {
+		if i, ok := m.index[key]; ok {
+			return &m.entries[i]
+		}
+		return nil
+	}
+	for i := range m.entries {
+		if m.entries[i].name == key {
+			return &m.entries[i]
+		}
+	}
+	return nil
 }
 
 // get returns the value of a key. A key that is there without a value is a finding.
 func (m *mapping) get(key string) (cursor, bool) {
 	m.asked = append(m.asked, key)
-	for i := range m.entries {
-		if e := &m.entries[i]; e.name == key {
-			e.known = true
-			return e.value, e.value.present()
-		}
+	e := m.find(key)
+	if e == nil {
+		return cursor{}, false
 	}
-	return cursor{}, false
+	e.known = true
+	c := m.child(e.value, path{key: key})
+	return c, c.present()
 }
 
 // has says whether the key is there, with or without a usable value.
-func (m *mapping) has(key string) bool {
-	for i := range m.entries {
-		if m.entries[i].name == key {
-			return true
-		}
-	}
-	return false
-}
+func (m *mapping) has(key string) bool { return m.find(key) != nil }
 
 // require records a finding if the key is not there.
 func (m *mapping) require(key, advice string) {
@@ -215,6 +239,6 @@ func (m *mapping) reportUnknown() {
 		if near := nearest(e.name, m.asked); near != "" {
 			advice = fmt.Sprintf("did you mean %q?", near)
 		}
-		e.key.fail("unknown key %s: %s", show(e.name), advice)
+		m.child(e.key, path{key: e.name}).fail("unknown key %s: %s", show(e.name), advice)
 	}
 }

@@ -126,13 +126,14 @@ func byName(files []File) map[string]File {
 }
 
 // writeAtomic replaces a file in one step, so that a reader, or a start after a power cut, finds the
-// old content or the new one. Missing directories are made, for the owner alone.
+// old content or the new one. Missing directories are made, for the owner alone. The package's stores
+// have one writer per directory, so one name is enough, and what a crash leaves is used again.
 func writeAtomic(path string, data []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".tmp-*") // a name that Counts ignores
+	f, err := os.OpenFile(filepath.Join(dir, ".config-tmp"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
