@@ -222,8 +222,8 @@ func (r *reseating) takeNearest(weight uint32) (uint32, bool) {
 	var below, above uint32
 	for w, seats := range r.vacant { // picks by value: the map's order does not matter
 		switch {
-		case len(seats) == 0 || w == 0:
-		case w < weight:
+		case len(seats) == 0:
+		case w < weight: // 0, a seat without slots, counts as none
 			below = max(below, w)
 		case above == 0 || w < above:
 			above = w
