@@ -93,6 +93,10 @@ func TestBrokenBaseIsRefused(t *testing.T) {
 			t.Errorf("%s: data that was refused changed the base", name)
 		}
 	}
+}
+
+func TestEveryFlippedByteIsFound(t *testing.T) {
+	good := stored(t, mustNew(t, equalMembers(3)))
 	for i := range good {
 		data := slices.Clone(good)
 		data[i] ^= 0x10
