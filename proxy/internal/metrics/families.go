@@ -1,0 +1,183 @@
+package metrics
+
+import (
+	"runtime"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+// family is one metric: what it is called, what it means, how it is labelled and what it is now.
+type family struct {
+	name   string
+	help   string // one line, without backslashes
+	kind   string // gauge | counter | summary
+	labels []string
+	write  func(s *scrape, e *emitter) // nil: nothing counts it yet
+}
+
+// families are what a scrape shows from the start, with or without samples, by name.
+var families = []family{
+	{"tclb_active_connections", "Connections whose handshake is complete and that have not ended.", "gauge", []string{"service", "backend"}, writeActive},
+	{"tclb_backends", "Backends by what they may be given; one per service, address, port and protocol.", "gauge", []string{"service", "state"}, writeBackends},
+	{"tclb_build_info", "1, labelled with the version of the running proxy.", "gauge", []string{"version", "goversion"}, writeBuildInfo},
+	{"tclb_bytes_total", "Bytes of IP packets of both directions.", "counter", []string{"service", "backend"}, writeBytes},
+	{"tclb_config_errors", "Mistakes in a configuration or services file, whose last good content stays in force.", "gauge", []string{"file"}, writeConfigErrors},
+	{"tclb_connections_total", "Connections begun, counted at their first packet.", "counter", []string{"service", "backend"}, writeConnections},
+	{"tclb_conntrack_capacity", "Pairs that the connection table has room for, all rooms.", "gauge", nil, writeCapacity},
+	{"tclb_conntrack_entries", "Pairs in the connection table, all rooms.", "gauge", nil, writeEntries},
+	{"tclb_conntrack_evictions_total", "Pairs that gave way to new ones because their room was full.", "counter", []string{"room"}, writeEvictions},
+	{"tclb_drops_total", "Packets that the datapath refused.", "counter", []string{"reason"}, writeDrops},
+	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
+	{"tclb_health_checks_total", "Probes of backends.", "counter", []string{"service", "result"}, nil},
+	{"tclb_nodes", "Nodes of the cluster by whether they can be reached, this one included.", "gauge", []string{"state"}, writeNodes},
+	{"tclb_packets_total", "IP packets of both directions.", "counter", []string{"service", "backend"}, writePackets},
+	{"tclb_ready", "1 from the first full reconcile on.", "gauge", nil, writeReady},
+	{"tclb_reconcile_errors_total", "Errors while the maps were made equal to the desired state.", "counter", nil, writeReconcileErrors},
+	{"tclb_reconcile_repairs_total", "Map entries put right that somebody else had changed.", "counter", nil, writeRepairs},
+	{"tclb_reconcile_seconds", "Time to make the maps equal to the desired state.", "summary", nil, writeReconciles},
+	{"tclb_services", "Services in the maps.", "gauge", nil, writeServices},
+	{"tclb_table_build_seconds", "Time to build lookup tables.", "summary", nil, writeTables},
+	{"tclb_table_moved_slots_total", "Slots that changed their owner when a lookup table was replaced.", "counter", []string{"service"}, writeMovedSlots},
+	{"tclb_tunnel_drops_total", "Tunnelled packets refused.", "counter", []string{"reason"}, nil},
+}
+
+// scrape is what one scrape read, before any of it is written.
+type scrape struct {
+	version   string
+	node      view.Node
+	status    view.Status
+	services  []view.Service // in the maps
+	backends  []view.Backend // in the maps
+	endpoints int
+	findings  []fileFindings
+	traffic   []labelledTraffic // empty if it could not be read, as are drops and rooms
+	drops     map[datapath.DropReason]uint64
+	rooms     map[datapath.Room]datapath.RoomStat
+}
+
+type fileFindings struct {
+	file string
+	n    int
+}
+
+func writeBuildInfo(s *scrape, e *emitter)       { e.sample(1, s.version, runtime.Version()) }
+func writeReady(s *scrape, e *emitter)           { e.sample(number(s.status.Ready)) }
+func writeReconciles(s *scrape, e *emitter)      { e.timing(s.status.Passes) }
+func writeTables(s *scrape, e *emitter)          { e.timing(s.status.Tables) }
+func writeReconcileErrors(s *scrape, e *emitter) { e.sample(s.status.Failures) }
+func writeRepairs(s *scrape, e *emitter)         { e.sample(s.status.Repaired) }
+func writeServices(s *scrape, e *emitter)        { e.sample(uint64(len(s.services))) }
+func writeEndpoints(s *scrape, e *emitter)       { e.sample(uint64(s.endpoints)) }
+
+func writeNodes(s *scrape, e *emitter) {
+	reachable := number(s.node.Reachable)
+	e.sample(reachable, "reachable")
+	e.sample(1-reachable, "unreachable")
+}
+
+func writeConfigErrors(s *scrape, e *emitter) {
+	for _, f := range s.findings {
+		e.sample(uint64(f.n), f.file)
+	}
+}
+
+// backendStates are the known values of the label state of tclb_backends.
+var backendStates = [...]lb.State{lb.Active, lb.Draining, lb.Unhealthy, lb.Maintenance}
+
+func writeBackends(s *scrape, e *emitter) {
+	type key struct {
+		service string
+		state   lb.State
+	}
+	count := make(map[key]uint64, len(s.services))
+	for i := range s.backends {
+		count[key{s.backends[i].Service, s.backends[i].State}]++
+	}
+	for i := range s.services {
+		for _, state := range backendStates {
+			e.sample(count[key{s.services[i].Name, state}], s.services[i].Name, state.String())
+		}
+	}
+}
+
+func writeMovedSlots(s *scrape, e *emitter) {
+	for i := range s.services {
+		e.sample(s.services[i].MovedSlots, s.services[i].Name)
+	}
+}
+
+func writeActive(s *scrape, e *emitter) {
+	for _, t := range s.traffic {
+		e.sample(t.active, t.service, t.backend)
+	}
+}
+
+func writeConnections(s *scrape, e *emitter) {
+	for _, t := range s.traffic {
+		e.sample(t.total, t.service, t.backend)
+	}
+}
+
+func writePackets(s *scrape, e *emitter) {
+	for _, t := range s.traffic {
+		e.sample(t.packets, t.service, t.backend)
+	}
+}
+
+func writeBytes(s *scrape, e *emitter) {
+	for _, t := range s.traffic {
+		e.sample(t.bytes, t.service, t.backend)
+	}
+}
+
+func writeDrops(s *scrape, e *emitter) {
+	if s.drops == nil {
+		return
+	}
+	for _, reason := range datapath.DropReasons() {
+		e.sample(s.drops[reason], reason.String())
+	}
+}
+
+// rooms are the known values of the label room.
+var rooms = [...]datapath.Room{datapath.RoomOpening, datapath.RoomEstablished, datapath.RoomClosing}
+
+func writeEvictions(s *scrape, e *emitter) {
+	if s.rooms == nil {
+		return
+	}
+	for _, room := range rooms {
+		e.sample(s.rooms[room].Evicted, string(room))
+	}
+}
+
+func writeEntries(s *scrape, e *emitter) {
+	if s.rooms == nil {
+		return
+	}
+	var live uint64
+	for _, room := range rooms {
+		live += s.rooms[room].Live
+	}
+	e.sample(live)
+}
+
+func writeCapacity(s *scrape, e *emitter) {
+	if s.rooms == nil {
+		return
+	}
+	var capacity uint64
+	for _, room := range rooms {
+		capacity += s.rooms[room].Capacity
+	}
+	e.sample(capacity)
+}
+
+func number(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
