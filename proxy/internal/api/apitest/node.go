@@ -1,0 +1,194 @@
+// Package apitest is a node for tests of what is shown to the outside: a view and maps with
+// fixed content, which a test changes before it uses them.
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/pkg/registry"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+// Now is the node's time.
+var Now = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+
+// View is a view.View that shows its fields and records what it is asked to change.
+type View struct {
+	NodeValue       view.Node
+	ConfigValue     *config.Config
+	ServiceValues   []view.Service
+	BackendValues   []view.Backend
+	EndpointValues  []view.Endpoint
+	FindingValues   []config.Finding
+	FileValues      []string
+	StatusValue     view.Status
+	ApplyErr        error
+	BackendsChanged func(v *View) // called by SetDrain and SetWeight
+
+	mu    sync.Mutex
+	calls []string // guarded by mu
+}
+
+// Calls returns what was asked for, one line a call.
+func (v *View) Calls() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.calls)
+}
+
+func (v *View) called(format string, args ...any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.calls = append(v.calls, fmt.Sprintf(format, args...))
+}
+
+// NewView returns a node with two services, four backends and two containers.
+func NewView() *View {
+	addr := netip.MustParseAddr
+	web := lb.Service{
+		Name: "web", VIPs: []netip.Addr{addr("198.51.100.10"), addr("2001:db8:96::10")},
+		Ports:     []lb.Port{{Name: "http", Protocol: lb.TCP, Port: 80, TargetPort: 8080}},
+		Scheduler: lb.Maglev,
+	}
+	dns := lb.Service{
+		Name: "dns", VIPs: []netip.Addr{addr("198.51.100.53")},
+		Ports:     []lb.Port{{Name: "dns-udp", Protocol: lb.UDP, Port: 53, TargetPort: 53}, {Name: "dns-tcp", Protocol: lb.TCP, Port: 53, TargetPort: 53}},
+		Scheduler: lb.Random,
+	}
+	empty := lb.Service{Name: "empty", VIPs: []netip.Addr{addr("198.51.100.99")}, Ports: []lb.Port{{Protocol: lb.TCP, Port: 9, TargetPort: 9}}}
+	return &View{
+		NodeValue:   view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
+		ConfigValue: config.Default(),
+		ServiceValues: []view.Service{
+			{Service: web, File: "/etc/tclb/services.d/web.yaml", ID: 1, MovedSlots: 17},
+			{Service: dns, File: "/etc/tclb/services.d/dns.yaml", ID: 2},
+			{Service: empty, File: "/etc/tclb/services.d/dns.yaml", ID: 3},
+			{Service: lb.Service{Name: "late"}, ID: 0, Error: "map is full"},
+		},
+		// Not in the order of the listing.
+		BackendValues: []view.Backend{
+			{ID: 12, Service: "web", Address: addr("2001:db8::5"), Port: 8080, Protocol: lb.TCP, Node: "node-a", Weight: 100, Local: true, Endpoint: "e1"},
+			{ID: 11, Service: "web", Address: addr("203.0.113.7"), Port: 8080, Protocol: lb.TCP, Weight: 50, State: lb.Draining},
+			{ID: 10, Service: "web", Address: addr("192.0.2.105"), Port: 8080, Protocol: lb.TCP, Node: "node-a", Weight: 100, Local: true, Endpoint: "e1"},
+			{ID: 13, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.UDP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2"},
+			{ID: 14, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.TCP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2"},
+			{ID: 0, Service: "late", Address: addr("192.0.2.107"), Port: 1, Protocol: lb.TCP},
+		},
+		EndpointValues: []view.Endpoint{
+			{
+				Endpoint: registry.Endpoint{
+					ID: "e2", ContainerID: "f00dfeed0123456789", Ifname: "eth0", HostInterface: "veth2",
+					Network: "backend", Addresses: []netip.Addr{addr("192.0.2.106")}, Attach: "clsact",
+				},
+				Notes: []string{"no default route: VIPs cannot be reached, add one to the network"},
+			},
+			{
+				Endpoint: registry.Endpoint{
+					ID: "e1", ContainerID: "c0ffee0123456789ab", Ifname: "eth0", HostInterface: "veth1", Network: "frontend",
+					Container: "web-1", Addresses: []netip.Addr{addr("192.0.2.105"), addr("2001:db8::5")}, Attach: "tcx",
+				},
+				Joined: []string{"web"},
+			},
+		},
+		FileValues: []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
+		StatusValue: view.Status{
+			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
+			Errors: []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
+			Passes: view.Timing{Count: 3, Total: 1500 * time.Millisecond},
+			Tables: view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
+		},
+		FindingValues: []config.Finding{{
+			File: "/etc/tclb/services.d/web.yaml", Line: 4, Column: 11,
+			Key: "services[0].backends[1].weight", Reason: "1001 is above 1000: want 0 to 1000",
+		}},
+	}
+}
+
+// Node implements view.View, as all methods below.
+func (v *View) Node() view.Node { return v.NodeValue }
+
+// Config returns ConfigValue.
+func (v *View) Config() *config.Config { return v.ConfigValue }
+
+// Services returns ServiceValues.
+func (v *View) Services() []view.Service { return slices.Clone(v.ServiceValues) }
+
+// Backends returns BackendValues, of one service or all.
+func (v *View) Backends(service string) []view.Backend {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(v.BackendValues), func(b view.Backend) bool {
+		return service != "" && b.Service != service
+	})
+}
+
+// Endpoints returns EndpointValues.
+func (v *View) Endpoints() []view.Endpoint { return slices.Clone(v.EndpointValues) }
+
+// Findings returns FindingValues.
+func (v *View) Findings() []config.Finding { return v.FindingValues }
+
+// Files returns FileValues.
+func (v *View) Files() []string { return v.FileValues }
+
+// Status returns StatusValue.
+func (v *View) Status() view.Status { return v.StatusValue }
+
+// Apply fails with ApplyErr, if it is set.
+func (v *View) Apply(_ context.Context, name string, data []byte) ([]string, error) {
+	v.called("apply %s %q", name, data)
+	return []string{"web"}, v.ApplyErr
+}
+
+// Delete knows the services of ServiceValues; those with a file are foreign.
+func (v *View) Delete(_ context.Context, service string) error {
+	v.called("delete %s", service)
+	for _, s := range v.ServiceValues {
+		if s.Name == service && s.File != "" {
+			return fmt.Errorf("service %q: %w: change %s", service, view.ErrForeign, s.File)
+		}
+		if s.Name == service {
+			return nil
+		}
+	}
+	return fmt.Errorf("service %q: %w", service, view.ErrNoService)
+}
+
+// SetDrain knows the backend web-1 of web alone.
+func (v *View) SetDrain(_ context.Context, service, backend string, drain bool) error {
+	v.called("drain %s %s %t", service, backend, drain)
+	return v.changed(service, backend)
+}
+
+// SetWeight knows the backend web-1 of web alone.
+func (v *View) SetWeight(_ context.Context, service, backend string, weight *int) error {
+	if weight == nil {
+		v.called("weight %s %s default", service, backend)
+	} else {
+		v.called("weight %s %s %d", service, backend, *weight)
+	}
+	return v.changed(service, backend)
+}
+
+func (v *View) changed(service, backend string) error {
+	if service != "web" || backend != "web-1" {
+		return fmt.Errorf("backend %q of service %q: %w", backend, service, view.ErrNoBackend)
+	}
+	if v.BackendsChanged != nil {
+		v.BackendsChanged(v)
+	}
+	return nil
+}
+
+// Flush counts three pairs and one affinity.
+func (v *View) Flush(_ context.Context, service string) (view.Flushed, error) {
+	v.called("flush %q", service)
+	return view.Flushed{Pairs: 3, Affinities: 1}, nil
+}

@@ -1,0 +1,207 @@
+package api
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+// Listings show what packets meet. What is wanted but not in the maps has no id there and no row
+// here; `tclb status` says why it is missing.
+
+// services returns the rows of the service listing, by name.
+func (s *Server) serviceRows() []Service {
+	backends := make(map[string][]Backend)
+	for _, b := range s.backendRows("") {
+		backends[b.Service] = append(backends[b.Service], b)
+	}
+	out := []Service{}
+	for _, svc := range s.view.Services() {
+		if svc.ID != 0 {
+			out = append(out, serviceRow(svc, backends[svc.Name]))
+		}
+	}
+	slices.SortFunc(out, func(a, b Service) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+func serviceRow(svc view.Service, backends []Backend) Service {
+	ports := make([]Port, 0, len(svc.Ports))
+	for _, p := range svc.Ports {
+		ports = append(ports, Port{Name: p.Name, Protocol: p.Protocol.String(), Port: p.Port, TargetPort: p.TargetPort})
+	}
+	return Service{
+		Name:      svc.Name,
+		VIPs:      orEmpty(svc.VIPs),
+		Ports:     ports,
+		Scheduler: svc.Scheduler.String(),
+		Backends:  orEmpty(backends),
+		File:      svc.File,
+	}
+}
+
+// serviceByName returns one service as the proxy wants it; it need not be in the maps.
+func (s *Server) serviceByName(name string) (view.Service, error) {
+	for _, svc := range s.view.Services() {
+		if svc.Name == name {
+			return svc, nil
+		}
+	}
+	return view.Service{}, fmt.Errorf("service %q: %w: \"tclb service list\" shows what there is", name, view.ErrNoService)
+}
+
+// serviceInMaps is serviceByName for what only makes sense once packets meet the service.
+func (s *Server) serviceInMaps(name string) (view.Service, error) {
+	svc, err := s.serviceByName(name)
+	if err == nil && svc.ID == 0 {
+		reason := cmp.Or(svc.Error, "the next reconcile brings it")
+		err = fmt.Errorf("service %q is not in the maps yet: %s: %w", name, reason, errUnavailable)
+	}
+	return svc, err
+}
+
+// backendRows returns the rows of the backend listing, of one service unless the name is empty.
+func (s *Server) backendRows(service string) []Backend {
+	out := []Backend{}
+	for _, b := range s.view.Backends(service) {
+		if b.ID == 0 {
+			continue
+		}
+		stat := s.datapath.BackendStat(b.ID)
+		out = append(out, Backend{
+			Service: b.Service, Address: b.Address, Port: b.Port, Protocol: b.Protocol.String(),
+			Node: b.Node, Weight: b.Weight, State: b.State.String(), Local: b.Local,
+			ActiveConnections: stat.Active, TotalConnections: stat.Total,
+		})
+	}
+	slices.SortFunc(out, func(a, b Backend) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port),
+			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Node, b.Node))
+	})
+	return out
+}
+
+// endpointRows returns the rows of the endpoint listing, by container id and interface name.
+func (s *Server) endpointRows() []Endpoint {
+	out := []Endpoint{}
+	for _, e := range s.view.Endpoints() {
+		out = append(out, Endpoint{
+			ContainerID: e.ContainerID, Ifname: e.Ifname, HostInterface: e.HostInterface,
+			Addresses: orEmpty(e.Addresses), Services: orEmpty(e.Joined), Network: e.Network,
+			Container: e.Container, Attach: e.Attach, Notes: orEmpty(e.Notes),
+		})
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int {
+		return cmp.Or(cmp.Compare(a.ContainerID, b.ContainerID), cmp.Compare(a.Ifname, b.Ifname))
+	})
+	return out
+}
+
+// nodeRows returns the rows of the node listing.
+func (s *Server) nodeRows() []Node {
+	n := s.view.Node()
+	return []Node{{Name: n.Name, Address: n.Address, Reachable: n.Reachable}}
+}
+
+// flowNames turns a pair's ids into names and times. It is built once per listing.
+type flowNames struct {
+	services map[uint32]string
+	nodes    map[uint32]string // by backend id
+	timeouts map[uint32]lb.Timeouts
+	datapath Datapath
+}
+
+func (s *Server) newFlowNames() *flowNames {
+	n := &flowNames{
+		services: make(map[uint32]string),
+		nodes:    make(map[uint32]string),
+		timeouts: make(map[uint32]lb.Timeouts),
+		datapath: s.datapath,
+	}
+	for _, svc := range s.view.Services() {
+		n.services[svc.ID] = svc.Name
+	}
+	for _, b := range s.view.Backends("") {
+		n.nodes[b.ID] = b.Node
+	}
+	// 0 is "not in the maps" there, and "no service" or "no backend" in a pair.
+	delete(n.services, 0)
+	delete(n.nodes, 0)
+	return n
+}
+
+func (n *flowNames) row(p datapath.Pair) Flow {
+	return Flow{
+		Protocol: p.Protocol.String(), Client: p.Client, VIP: p.VIP, Backend: p.Backend,
+		State: p.State.String(), Node: n.nodes[p.BackendID], Service: n.services[p.Service],
+		AgeSeconds:     int64(p.Created / time.Second),
+		ExpiresSeconds: int64(max(0, n.timeout(p)-p.Idle) / time.Second),
+		Packets:        p.Packets[0] + p.Packets[1],
+		Bytes:          p.Bytes[0] + p.Bytes[1],
+	}
+}
+
+// timeout returns how long a pair may be idle in the state that it is in.
+func (n *flowNames) timeout(p datapath.Pair) time.Duration {
+	t, ok := n.timeouts[p.Service]
+	if !ok {
+		// A service that vanished meanwhile has no times: its pairs go with the next sweep.
+		if record, err := n.datapath.Service(p.Service); err == nil {
+			t = record.Timeouts
+		}
+		n.timeouts[p.Service] = t
+	}
+	switch {
+	case p.Protocol == lb.UDP && p.Packets[1] == 0:
+		return t.UDP
+	case p.Protocol == lb.UDP:
+		return t.UDPStream
+	case p.State == datapath.FlowOpening:
+		return t.TCPSyn
+	case p.State == datapath.FlowClosing:
+		return t.TCPFin
+	}
+	return t.TCPEstablished
+}
+
+// addressesOf returns the addresses of a service's backends that the user's word for one means:
+// an address, node/address, or a container's id or name.
+func (s *Server) addressesOf(service, word string) []netip.Addr {
+	node, address, hasNode := strings.Cut(word, "/")
+	if !hasNode {
+		address = word
+	}
+	wanted, parseErr := netip.ParseAddr(address)
+	containers := s.endpointsCalled(word)
+	out := []netip.Addr{}
+	for _, b := range s.view.Backends(service) {
+		byAddress := parseErr == nil && b.Address == wanted.Unmap() && (!hasNode || b.Node == node)
+		if byAddress || b.Endpoint != "" && containers[b.Endpoint] {
+			out = append(out, b.Address)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}
+
+// minContainerID is how much of a container's id must be given to mean that container: the length
+// that the runtimes' own listings show.
+const minContainerID = 12
+
+// endpointsCalled returns the ids of the attachments of the container with that id or name.
+func (s *Server) endpointsCalled(word string) map[string]bool {
+	out := make(map[string]bool)
+	for _, e := range s.view.Endpoints() {
+		if e.ContainerID == word || e.Container == word || len(word) >= minContainerID && strings.HasPrefix(e.ContainerID, word) {
+			out[e.ID] = true
+		}
+	}
+	return out
+}

@@ -1,0 +1,126 @@
+package api
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+// arenaLine is the granularity of the arena: a table occupies whole lines of 16 slots.
+const arenaLine = 16
+
+// nodeStatus puts together what the daemon says and what the maps hold.
+func (s *Server) nodeStatus() (Status, error) {
+	node, config, status := s.view.Node(), s.view.Config(), s.view.Status()
+	out := Status{
+		Name: node.Name, Address: node.Address, Version: s.version,
+		Mode:      "ebpf", // there is a datapath to ask
+		HostStack: config.Datapath.HostStack,
+		Ready:     status.Ready, Revision: status.Revision, Applied: status.Applied,
+		UptimeSeconds: int64(s.now().Sub(status.StartedAt) / time.Second),
+		LastReconcile: status.LastPass,
+		Findings:      orEmpty(slices.Clone(s.view.Findings())),
+		Errors:        []ReconcileError{},
+	}
+	for _, e := range status.Errors {
+		out.Errors = append(out.Errors, ReconcileError{Service: e.Service, Error: oneLine(e.Err), Since: e.Since})
+	}
+	if err := s.countMaps(&out); err != nil {
+		return Status{}, err
+	}
+	out.Counts.Endpoints = len(s.view.Endpoints())
+	out.Counts.Nodes = len(s.nodeRows())
+	out.Problems = problems(out, s.view.Endpoints())
+	return out, nil
+}
+
+// countMaps fills in what is read from the datapath.
+func (s *Server) countMaps(out *Status) error {
+	frontends, err := s.datapath.Frontends()
+	if err != nil {
+		return fmt.Errorf("read frontends: %w", err)
+	}
+	backends, err := s.datapath.Backends()
+	if err != nil {
+		return fmt.Errorf("read backends: %w", err)
+	}
+	rooms, err := s.datapath.Rooms()
+	if err != nil {
+		return fmt.Errorf("read connection table: %w", err)
+	}
+	for _, svc := range s.view.Services() {
+		if svc.ID != 0 {
+			out.Counts.Services++
+		}
+	}
+	for _, b := range s.view.Backends("") {
+		if b.ID != 0 {
+			out.Counts.Backends++
+		}
+	}
+	sizes := s.datapath.Sizes()
+	out.Maps = []MapStatus{
+		{"frontends", uint64(len(frontends)), uint64(sizes.MaxServices), "datapath.maxServices"},
+		{"backends", uint64(len(backends)), uint64(sizes.MaxBackends), "datapath.maxBackends"},
+		{"tableSlots", arenaUse(frontends), uint64(sizes.TableSlots), "datapath.tableSlots"},
+	}
+	out.Conntrack.Rooms = []Room{}
+	for _, name := range []datapath.Room{datapath.RoomOpening, datapath.RoomEstablished, datapath.RoomClosing} {
+		r := rooms[name]
+		out.Conntrack.Entries += r.Live
+		out.Conntrack.Capacity += r.Capacity
+		out.Conntrack.Rooms = append(out.Conntrack.Rooms, Room{Name: string(name), Entries: r.Live, Capacity: r.Capacity, Evictions: r.Evicted})
+	}
+	return nil
+}
+
+// arenaUse returns how many slots the tables in use occupy. Frontends share tables.
+func arenaUse[K comparable](frontends map[K]datapath.Frontend) uint64 {
+	regions := make(map[datapath.Region]bool, 2*len(frontends))
+	for _, f := range frontends {
+		regions[f.Table], regions[f.Members] = true, true
+	}
+	var total uint64
+	for r := range regions {
+		total += (uint64(r.Len) + arenaLine - 1) / arenaLine * arenaLine
+	}
+	return total
+}
+
+// problems returns what somebody should look at, a line each: what is wrong, then what to do.
+func problems(st Status, endpoints []view.Endpoint) []string {
+	out := []string{}
+	add := func(format string, args ...any) { out = append(out, oneLine(fmt.Sprintf(format, args...))) }
+	if !st.Ready {
+		add("not ready: the first reconcile is not complete; the log says what it waits for")
+	}
+	for _, f := range st.Findings {
+		add("%s", f)
+	}
+	for _, e := range st.Errors {
+		if e.Service == "" {
+			add("reconcile: %s", e.Error)
+		} else {
+			add("service %s: %s", e.Service, e.Error)
+		}
+	}
+	for _, m := range st.Maps {
+		if m.Entries >= m.Capacity {
+			add("map %s is full (%d of %d): raise %s in tclb.yaml and restart the proxy", m.Name, m.Entries, m.Capacity, m.Key)
+		}
+	}
+	for _, r := range st.Conntrack.Rooms {
+		if r.Name == string(datapath.RoomEstablished) && r.Entries >= r.Capacity {
+			add("connection table is full (%d of %d), idle flows give way: raise conntrack.maxEntries in tclb.yaml and restart the proxy", r.Entries, r.Capacity)
+		}
+	}
+	for _, e := range endpoints {
+		for _, note := range e.Notes {
+			add("endpoint %.12s %s: %s", e.ContainerID, e.Ifname, note)
+		}
+	}
+	return out
+}

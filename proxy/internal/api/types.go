@@ -1,0 +1,158 @@
+package api
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+)
+
+// Service is one row of `tclb service list`, with the backends it has in the maps.
+type Service struct {
+	Name      string       `json:"name"`
+	VIPs      []netip.Addr `json:"vips"`
+	Ports     []Port       `json:"ports"`
+	Scheduler string       `json:"scheduler"`
+	Backends  []Backend    `json:"backends"`
+	File      string       `json:"file"` // that defines it
+}
+
+// Port is one port of a service, on every one of its VIPs.
+type Port struct {
+	Name       string `json:"name"`
+	Protocol   string `json:"protocol"`
+	Port       uint16 `json:"port"`
+	TargetPort uint16 `json:"targetPort"`
+}
+
+// Backend is one backend of one service port.
+type Backend struct {
+	Service           string     `json:"service"`
+	Address           netip.Addr `json:"address"`
+	Port              uint16     `json:"port"` // where the backend listens
+	Protocol          string     `json:"protocol"`
+	Node              string     `json:"node"` // "" for a backend that no node owns
+	Weight            int        `json:"weight"`
+	State             string     `json:"state"` // active | draining | unhealthy | maintenance
+	ActiveConnections uint64     `json:"activeConnections"`
+	TotalConnections  uint64     `json:"totalConnections"`
+	Local             bool       `json:"local"` // a container attached on this node
+}
+
+// Endpoint is one attached container interface of this node.
+type Endpoint struct {
+	ContainerID   string       `json:"containerID"`
+	Ifname        string       `json:"ifname"`
+	HostInterface string       `json:"hostInterface"`
+	Addresses     []netip.Addr `json:"addresses"`
+	Services      []string     `json:"services"` // it is a member of now
+	Network       string       `json:"network"`
+	Container     string       `json:"container"` // the container's name where the runtime told it
+	Attach        string       `json:"attach"`    // tcx | clsact | ingress
+	Notes         []string     `json:"notes"`     // what is odd about it, and what to do
+}
+
+// Node is one node of the cluster, this one included.
+type Node struct {
+	Name      string     `json:"name"`
+	Address   netip.Addr `json:"address"`
+	Reachable bool       `json:"reachable"`
+}
+
+// Flow is one pair of the connection table.
+type Flow struct {
+	Protocol       string         `json:"protocol"`
+	Client         netip.AddrPort `json:"client"`
+	VIP            netip.AddrPort `json:"vip"`
+	Backend        netip.AddrPort `json:"backend"`
+	State          string         `json:"state"` // opening | established | closing
+	Node           string         `json:"node"`  // of the backend
+	AgeSeconds     int64          `json:"ageSeconds"`
+	ExpiresSeconds int64          `json:"expiresSeconds"`
+	Packets        uint64         `json:"packets"` // both directions
+	Bytes          uint64         `json:"bytes"`
+	Service        string         `json:"service"` // "" for a direct flow to a backend
+}
+
+// Status is what `tclb status` shows.
+type Status struct {
+	Name          string           `json:"name"`
+	Address       netip.Addr       `json:"address"`
+	Version       string           `json:"version"`
+	Mode          string           `json:"mode"` // ebpf | userspace
+	HostStack     bool             `json:"hostStack"`
+	Ready         bool             `json:"ready"`
+	UptimeSeconds int64            `json:"uptimeSeconds"`
+	Revision      uint64           `json:"revision"`      // of the desired state
+	Applied       uint64           `json:"applied"`       // the revision that is in the maps
+	LastReconcile time.Time        `json:"lastReconcile"` // zero before the first
+	Counts        Counts           `json:"counts"`
+	Conntrack     ConntrackStatus  `json:"conntrack"`
+	Maps          []MapStatus      `json:"maps"`
+	Findings      []config.Finding `json:"findings"` // mistakes in tclb.yaml and services files
+	Errors        []ReconcileError `json:"errors"`   // what could not be written into the maps
+	Problems      []string         `json:"problems"` // whatever somebody should look at, a line each
+}
+
+// MapStatus is how full a part of the datapath is.
+type MapStatus struct {
+	Name     string `json:"name"` // frontends | backends | tableSlots
+	Entries  uint64 `json:"entries"`
+	Capacity uint64 `json:"capacity"`
+	Key      string `json:"key"` // of tclb.yaml, that makes it larger
+}
+
+// ReconcileError is why something is not in the maps.
+type ReconcileError struct {
+	Service string    `json:"service"` // "" for what concerns all
+	Error   string    `json:"error"`
+	Since   time.Time `json:"since"`
+}
+
+// Counts are how many objects of each kind the node knows.
+type Counts struct {
+	Services  int `json:"services"`
+	Backends  int `json:"backends"`
+	Endpoints int `json:"endpoints"`
+	Nodes     int `json:"nodes"`
+}
+
+// ConntrackStatus is the occupation of the connection table.
+type ConntrackStatus struct {
+	Entries  uint64 `json:"entries"`
+	Capacity uint64 `json:"capacity"`
+	Rooms    []Room `json:"rooms"`
+}
+
+// Room is the occupation of one part of the connection table.
+type Room struct {
+	Name      string `json:"name"` // opening | established | closing
+	Entries   uint64 `json:"entries"`
+	Capacity  uint64 `json:"capacity"`
+	Evictions uint64 `json:"evictions"`
+}
+
+// Override is what a command sets over a backend's configuration. It survives reloads and
+// restarts and ends with its inverse or with the backend's removal.
+type Override struct {
+	Address string `json:"address"`         // ADDRESS, NODE/ADDRESS, or a container's id or name
+	Drain   *bool  `json:"drain,omitempty"` // nil leaves it as it is
+	// Weight is a number or "default", which gives it back to the configuration; "" leaves it.
+	Weight string `json:"weight,omitempty"`
+}
+
+// Overridden names the backends that an Override was applied to: all addresses of a container.
+type Overridden struct {
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Applied names the services that an apply wrote.
+type Applied struct {
+	Services []string `json:"services"`
+}
+
+// Flushed counts what a conntrack flush removed.
+type Flushed struct {
+	Pairs      int `json:"pairs"`
+	Affinities int `json:"affinities"`
+}
