@@ -1,0 +1,259 @@
+// Package daemon is the running proxy: it puts the parts together, starts them in order, and stops
+// them.
+//
+// Stopping leaves the datapath as it is: packets flow on, and the next proxy finds everything where
+// it was.
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	notify "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/tc-loadbalancer/tclb/pkg/attach"
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/registry"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/source"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/sweep"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+// Hook serves a view to others until ctx ends. It starts before the first reconcile. An error that it
+// returns earlier stops the proxy.
+type Hook func(ctx context.Context, v view.View, d *datapath.Datapath) error
+
+// Options say where the proxy finds and keeps things.
+type Options struct {
+	ConfigPath     string
+	ConfigExplicit bool // the user named ConfigPath, so it must exist
+	BPFFS          string
+	RunDir         string
+	StateDir       string
+	Log            *slog.Logger
+	Version        string
+	Serve          []Hook
+}
+
+// sizesFile tells a plugin that comes first after a boot how large the maps are to be.
+const sizesFile = "sizes.json"
+
+// Run is the proxy. It returns nil after ctx ended, or why it cannot run.
+func Run(ctx context.Context, o Options) error {
+	p := &proxy{Options: o, started: time.Now(), hostKick: make(chan struct{}, 1), passed: newSignal()}
+	cfg, err := p.loadConfig()
+	if err != nil {
+		return err
+	}
+	p.config.Store(cfg)
+	if p.dir, err = registry.Open(o.RunDir); err != nil {
+		return err
+	}
+	unlock, err := p.dir.LockProxy()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := p.loadDatapath(cfg); err != nil {
+		return err
+	}
+	defer p.datapath.Close()
+	if err := p.assemble(cfg); err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// proxy is what runs.
+type proxy struct {
+	Options
+	started time.Time
+	config  atomic.Pointer[config.Config]
+	reload  atomic.Pointer[[]config.Finding] // of the last reload of tclb.yaml
+	node    atomic.Pointer[view.Node]
+	bridges atomic.Pointer[bridges]
+
+	dir       *registry.Dir
+	datapath  *datapath.Datapath
+	store     *state.Store
+	services  *source.Services
+	endpoints *source.Endpoints
+	reconcile *reconcile.Reconciler
+	reaper    *sweep.Reaper
+	host      *host.Host
+	hostKick  chan struct{} // the host path may be out of date
+	passed    *signalAll    // a pass of the reconciler ended
+}
+
+// loadConfig reads tclb.yaml. Findings go to the log one by one, as everywhere.
+func (p *proxy) loadConfig() (*config.Config, error) {
+	cfg, findings, err := config.Load(p.ConfigPath, p.ConfigExplicit)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range findings {
+		p.Log.Error(f.String())
+	}
+	if len(findings) > 0 {
+		return nil, fmt.Errorf("%s has %d mistakes: correct it, or check it with tclb validate", p.ConfigPath, len(findings))
+	}
+	return cfg, nil
+}
+
+// loadDatapath opens or makes maps and programs, and lets every link run this binary's programs.
+func (p *proxy) loadDatapath(cfg *config.Config) error {
+	sizes := datapath.Sizes{
+		MaxServices:  uint32(cfg.Datapath.MaxServices),
+		MaxBackends:  uint32(cfg.Datapath.MaxBackends),
+		TableSlots:   uint32(cfg.Datapath.TableSlots),
+		MaxConntrack: uint32(cfg.Conntrack.MaxEntries),
+	}
+	if err := p.writeSizes(sizes); err != nil {
+		return err
+	}
+	d, err := datapath.Load(datapath.Options{BPFFS: p.BPFFS, Sizes: sizes, Log: p.Log})
+	if err != nil {
+		return err
+	}
+	p.datapath = d
+	if have := d.Sizes().WithDefaults(); have != sizes.WithDefaults() {
+		p.Log.Warn("the maps that are there have other sizes than tclb.yaml says, and are kept: they change after tclb uninstall",
+			"have", fmt.Sprintf("%+v", have), "want", fmt.Sprintf("%+v", sizes.WithDefaults()))
+	}
+	changed, err := d.Upgrade()
+	if err != nil {
+		return errors.Join(err, d.Close())
+	}
+	if len(changed) > 0 {
+		p.Log.Info("replaced programs", "programs", strings.Join(changed, " "))
+	}
+	p.updateLinks()
+	return nil
+}
+
+// writeSizes leaves the sizes for the plugin, in one step.
+func (p *proxy) writeSizes(sizes datapath.Sizes) error {
+	data, err := json.Marshal(sizes)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", sizesFile, err)
+	}
+	tmp := filepath.Join(p.RunDir, "."+sizesFile)
+	err = os.WriteFile(tmp, append(data, '\n'), 0o600)
+	if err == nil {
+		err = os.Rename(tmp, filepath.Join(p.RunDir, sizesFile))
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", sizesFile, err)
+	}
+	return nil
+}
+
+// programOf says which program a link pin is for, by the end of its name.
+func programOf(pin string) string {
+	switch {
+	case strings.HasSuffix(pin, "-in"):
+		return "from_container"
+	case strings.HasSuffix(pin, "-out"):
+		return "to_container"
+	}
+	return "" // tclb0's is attached with its device
+}
+
+// updateLinks lets containers that are attached already run the programs of this binary. Also after a
+// proxy that was killed between replacing the programs and the links.
+func (p *proxy) updateLinks() {
+	entries, err := os.ReadDir(datapath.LinkDir(p.BPFFS))
+	if err != nil {
+		return // none yet
+	}
+	for _, e := range entries {
+		prog := programOf(e.Name())
+		if prog == "" {
+			continue
+		}
+		err := attach.Update(filepath.Join(datapath.LinkDir(p.BPFFS), e.Name()), p.datapath.Program(prog))
+		if err != nil && !errors.Is(err, attach.ErrDead) && !errors.Is(err, attach.ErrNotFound) {
+			p.Log.Error("a container runs the program of before", "endpoint", e.Name(), "err", err)
+		}
+	}
+}
+
+// assemble makes the parts. None runs yet.
+func (p *proxy) assemble(cfg *config.Config) error {
+	var err error
+	if p.reaper, err = sweep.NewReaper(p.datapath, p.dir, datapath.LinkDir(p.BPFFS), p.Log); err != nil {
+		return err
+	}
+	p.host = host.New(p.attachHost, p.Log)
+	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
+	p.reconcile = reconcile.New(reconcile.Options{
+		Maps:     p.datapath,
+		Arena:    datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now),
+		TableDir: filepath.Join(p.StateDir, "tables"),
+		Now:      time.Now,
+		Log:      p.Log,
+	})
+	p.node.Store(&view.Node{Name: cfg.Node.Name, Reachable: true})
+	p.endpoints = source.NewEndpoints(p.dir, p.reaper.Alive, p.store.SetEndpoints, p.Log)
+	p.services = source.NewServices(cfg.ServicesDir, p.StateDir, p.store.SetServices, p.Log)
+	attached, _ := p.dir.List()
+	p.noteBridges(attached)
+	if err := p.checkPool(cfg); err != nil {
+		return err
+	}
+	p.services.Start(cfg.VIPPool, p.subnets())
+	return nil
+}
+
+// checkPool refuses a pool that overlaps a container subnet.
+func (p *proxy) checkPool(cfg *config.Config) error {
+	findings := cfg.CheckSubnets(p.subnets())
+	for _, f := range findings {
+		p.Log.Error(f.String())
+	}
+	if len(findings) > 0 {
+		return fmt.Errorf("%s: %s", p.ConfigPath, findings[0].Reason)
+	}
+	return nil
+}
+
+// run starts everything and waits for the end.
+func (p *proxy) run(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
+	defer signal.Stop(hup)
+	g, ctx := errgroup.WithContext(ctx)
+	for _, hook := range p.Serve {
+		g.Go(func() error { return hook(ctx, p, p.datapath) })
+	}
+	g.Go(func() error { return p.followHost(ctx) })
+	g.Go(func() error { return p.reaper.Run(ctx) })
+	g.Go(func() error { return p.endpoints.Run(ctx) })
+	g.Go(func() error { return p.services.Run(ctx) })
+	g.Go(func() error { return sweep.Flows(ctx, p.datapath, p.Log) })
+	g.Go(func() error { return p.loop(ctx, hup) })
+	p.Log.Info("tclb proxy started", "version", p.Version, "node", p.Node().Name)
+	err := g.Wait()
+	p.services.Save()
+	_, _ = notify.SdNotify(false, notify.SdNotifyStopping)
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	p.Log.Info("tclb proxy stopped, the datapath runs on")
+	return err
+}

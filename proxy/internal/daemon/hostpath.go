@@ -1,0 +1,128 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/attach"
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+// Times of the host path.
+const (
+	// hostPause lets a burst of changes, as when a container starts, become one.
+	hostPause = 100 * time.Millisecond
+	// hostEvery repairs what was changed without an event.
+	hostEvery = 30 * time.Second
+)
+
+func (p *proxy) attachHost(ifindex int) error {
+	pin := filepath.Join(datapath.LinkDir(p.BPFFS), "host")
+	_, err := attach.Attach(p.datapath.Program("from_host"), ifindex, attach.Egress, pin)
+	return err
+}
+
+// kickHost asks for the host path to be looked at.
+func (p *proxy) kickHost() {
+	select {
+	case p.hostKick <- struct{}{}:
+	default:
+	}
+}
+
+// followHost keeps devices, routes and settings right until ctx ends. A host path that cannot be made
+// costs the host its VIPs, not the containers theirs, so it is an error in the log.
+func (p *proxy) followHost(ctx context.Context) error {
+	go func() {
+		for ctx.Err() == nil {
+			if err := host.Watch(ctx, p.kickHost); err != nil && ctx.Err() == nil {
+				p.Log.Warn("changes of the network are noticed late", "err", err)
+				pause(ctx, hostEvery)
+			}
+		}
+	}()
+	ticker := time.NewTicker(hostEvery)
+	defer ticker.Stop()
+	said := ""
+	for {
+		text := ""
+		if err := p.syncHost(); err != nil {
+			if text = err.Error(); text != said {
+				p.Log.Error("the host itself may not reach VIPs", "err", err)
+			}
+		}
+		said = text
+		pause(ctx, hostPause)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		case <-p.hostKick:
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// syncHost makes the host path once, and notes what else follows from the network.
+func (p *proxy) syncHost() error {
+	cfg := p.config.Load()
+	address, err := host.Addresses()
+	if err != nil {
+		return err
+	}
+	node := view.Node{Name: p.node.Load().Name, Reachable: true}
+	if a := cfg.Node.Address; a.IsValid() {
+		if a.Is4() {
+			address[0] = a
+		} else {
+			address[1] = a
+		}
+		node.Address = a
+	} else if node.Address = address[0]; !node.Address.IsValid() {
+		node.Address = address[1]
+	}
+	p.node.Store(&node)
+	var vips []netip.Addr
+	if s := p.store.Snapshot(); s != nil {
+		for _, svc := range s.Services {
+			vips = append(vips, svc.Spec.VIPs...)
+		}
+		p.noteBridges(s.Endpoints)
+		p.services.SetSurroundings(cfg.VIPPool, p.subnets())
+	}
+	st, hostErr := p.host.Sync(host.Prefixes(cfg.VIPPool, vips), address)
+	return errors.Join(hostErr, p.putSettings(st))
+}
+
+// putSettings writes what programs have to know, if it differs.
+func (p *proxy) putSettings(st host.State) error {
+	cfg := p.config.Load()
+	want := datapath.Settings{
+		HostStack:   cfg.Datapath.HostStack,
+		AntiSpoof:   cfg.Datapath.AntiSpoof,
+		HostIfindex: st.Ifindex,
+		HostMAC:     st.MAC,
+	}
+	for _, a := range cfg.Datapath.HairpinAddress {
+		if a.Is4() {
+			want.Hairpin4 = a
+		} else {
+			want.Hairpin6 = a
+		}
+	}
+	if have, err := p.datapath.Settings(); err == nil && have == want {
+		return nil
+	}
+	return p.datapath.PutSettings(want)
+}

@@ -1,0 +1,179 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/sweep"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+var _ view.View = (*proxy)(nil)
+
+// Node implements view.View.
+func (p *proxy) Node() view.Node { return *p.node.Load() }
+
+// Config implements view.View.
+func (p *proxy) Config() *config.Config { return p.config.Load() }
+
+// Services implements view.View.
+func (p *proxy) Services() []view.Service {
+	s := p.store.Snapshot()
+	if s == nil {
+		return nil
+	}
+	out := make([]view.Service, 0, len(s.Services))
+	for _, svc := range s.Services {
+		in := p.reconcile.Service(svc.Spec.Name)
+		v := view.Service{Service: svc.Spec, File: svc.File, ID: in.ID, MovedSlots: in.Moved}
+		v.Backends = make([]lb.Backend, len(svc.Backends))
+		for i := range svc.Backends {
+			v.Backends[i] = svc.Backends[i].Backend
+		}
+		if in.Err != nil {
+			v.Error = in.Err.Error()
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// Backends implements view.View.
+func (p *proxy) Backends(service string) []view.Backend {
+	s := p.store.Snapshot()
+	if s == nil {
+		return nil
+	}
+	var out []view.Backend
+	for _, svc := range s.Services {
+		if service == "" || svc.Spec.Name == service {
+			out = append(out, rows(svc, p.reconcile.Service(svc.Spec.Name))...)
+		}
+	}
+	return out
+}
+
+// rows returns a row for each backend and target port of a service.
+func rows(svc *state.Service, in reconcile.Service) []view.Backend {
+	var out []view.Backend
+	for i := range svc.Backends {
+		b := &svc.Backends[i]
+		from := len(out)
+		for _, port := range svc.Spec.Ports {
+			t := reconcile.Target{Address: b.Address, Port: svc.Spec.TargetPort(port, b.Backend), Protocol: port.Protocol}
+			if slices.ContainsFunc(out[from:], func(r view.Backend) bool { return r.Port == t.Port && r.Protocol == t.Protocol }) {
+				continue
+			}
+			row := view.Backend{
+				Service: svc.Spec.Name, Address: b.Address, Port: t.Port, Protocol: t.Protocol, Node: b.Node,
+				Weight: b.Weight, State: b.State, Local: b.Local(), Endpoint: b.Endpoint,
+			}
+			if !b.Remote {
+				row.ID = in.Backends[t]
+			}
+			out = append(out, row)
+		}
+		slices.SortFunc(out[from:], func(a, b view.Backend) int {
+			return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
+		})
+	}
+	return out
+}
+
+// Endpoints implements view.View.
+func (p *proxy) Endpoints() []view.Endpoint {
+	s := p.store.Snapshot()
+	if s == nil {
+		return nil
+	}
+	vips := make(map[string][]netip.Addr, len(s.Services))
+	for _, svc := range s.Services {
+		vips[svc.Spec.Name] = svc.Spec.VIPs
+	}
+	subnets := *p.bridges.Load()
+	out := make([]view.Endpoint, len(s.Endpoints))
+	for i, e := range s.Endpoints {
+		out[i] = view.Endpoint{Endpoint: e, Joined: s.Joined[e.ID], Notes: sweep.Notes(e, subnets[e.UpIfindex], vips)}
+	}
+	return out
+}
+
+// Findings implements view.View.
+func (p *proxy) Findings() []config.Finding {
+	var out []config.Finding
+	if r := p.reload.Load(); r != nil {
+		out = slices.Clone(*r)
+	}
+	return append(out, p.services.Findings()...)
+}
+
+// Files implements view.View.
+func (p *proxy) Files() []string { return p.services.Files() }
+
+// Status implements view.View.
+func (p *proxy) Status() view.Status {
+	st := p.reconcile.Stats()
+	out := view.Status{
+		Ready: p.reconcile.Ready(), Applied: st.Applied, LastPass: st.LastPass, LastTook: st.LastTook,
+		Passes: view.Timing(st.Passes), Tables: view.Timing(st.Tables),
+		Failures: st.Failures, Repaired: st.Repaired, StartedAt: p.started,
+	}
+	if s := p.store.Snapshot(); s != nil {
+		out.Revision = s.Revision
+	}
+	for _, e := range p.reconcile.Errors() {
+		out.Errors = append(out.Errors, view.ServiceError{Service: e.Service, Err: e.Err.Error(), Since: e.Since})
+	}
+	return out
+}
+
+// SetDrain implements view.View.
+func (p *proxy) SetDrain(ctx context.Context, service, backend string, drain bool) error {
+	return p.commanded(ctx, p.store.SetDrain(service, backend, drain))
+}
+
+// SetWeight implements view.View.
+func (p *proxy) SetWeight(ctx context.Context, service, backend string, weight *int) error {
+	return p.commanded(ctx, p.store.SetWeight(service, backend, weight))
+}
+
+// commanded waits until packets feel a command, or says in the view's words why not.
+func (p *proxy) commanded(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, state.ErrNoService):
+		return fmt.Errorf("%w: %w: tclb service list shows them", err, view.ErrNoService)
+	case errors.Is(err, state.ErrNoBackend):
+		return fmt.Errorf("%w: %w: tclb backend list shows them", err, view.ErrNoBackend)
+	case err != nil:
+		return err
+	}
+	return p.waitApplied(ctx)
+}
+
+// Flush implements view.View.
+func (p *proxy) Flush(_ context.Context, service string) (view.Flushed, error) {
+	var id uint32
+	if service != "" {
+		if id = p.reconcile.Service(service).ID; id == 0 {
+			return view.Flushed{}, fmt.Errorf("flush %q: %w", service, view.ErrNoService)
+		}
+	}
+	swept, err := p.datapath.Sweep(datapath.SweepRequest{Flush: true, Service: id})
+	if err != nil {
+		return view.Flushed{}, fmt.Errorf("flush flows: %w", err)
+	}
+	affinities, err := p.datapath.FlushAffinity(id)
+	if err != nil {
+		return view.Flushed{}, fmt.Errorf("flush affinities: %w", err)
+	}
+	return view.Flushed{Pairs: int(swept.Removed), Affinities: affinities}, nil
+}
