@@ -124,7 +124,8 @@ func (s Spec) transport(network gopacket.NetworkLayer) (gopacket.SerializableLay
 // Parse decodes a frame and checks every checksum in it.
 func Parse(frame []byte) (Spec, error) {
 	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
-	if e := p.ErrorLayer(); e != nil {
+	// What follows the transport header is nobody's business here, however it looks.
+	if e := p.ErrorLayer(); e != nil && p.TransportLayer() == nil {
 		return Spec{}, fmt.Errorf("decode frame: %w", e.Error())
 	}
 	eth, ok := p.LinkLayer().(*layers.Ethernet)

@@ -184,10 +184,12 @@ func (w *world) service(id uint32, vips [2]netip.Addr, backends []container) {
 			for i, c := range backends {
 				bid := backendID(id, i, family, proto)
 				seats[w.seatOf(base, members[i].Key)] = bid
-				w.putBackend(bid, datapath.Backend{
+				b := datapath.Backend{
 					Address: c.addr[family], Port: targetPort, Protocol: proto, Gen: 1, Service: id, Ifindex: c.ifindex,
-					MAC: [6]byte(c.mac), Live: true, New: true, Local: c.ifindex != 0, Weight: 100,
-				})
+					Live: true, New: true, Local: c.ifindex != 0, Weight: 100,
+				}
+				copy(b.MAC[:], c.mac)
+				w.putBackend(bid, b)
 				w.check(w.d.PutFrontends(map[lb.Frontend]datapath.Frontend{
 					{VIP: c.addr[family], Port: targetPort, Protocol: proto}: {Kind: datapath.KindBackend},
 				}))
