@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/daemon"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/metrics"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+func newProxy(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "proxy",
+		Short: "Run the proxy of this node",
+		Long: `Run the proxy of this node in the foreground: it keeps the datapath equal to the services files
+and the attached containers, and answers the other commands.
+
+SIGHUP reads tclb.yaml and the services files again. SIGTERM and SIGINT stop the proxy and leave
+the datapath running: connections go on, and new ones are balanced as before.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := a.logger()
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			context.AfterFunc(ctx, stop) // a second signal need not wait for the first
+			return daemon.Run(ctx, daemon.Options{
+				ConfigPath: a.config, ConfigExplicit: a.configExplicit,
+				BPFFS: a.bpffs, RunDir: a.runDir, StateDir: a.stateDir,
+				Log: log, Version: version,
+				Serve: []daemon.Hook{serve(a.socket(), log)},
+			})
+		},
+	}
+}
+
+// serve returns the hook that answers on the socket and on the address of the key `listen`. An
+// address in use fails the start: a node that cannot be watched should not look well.
+func serve(socket string, log *slog.Logger) daemon.Hook {
+	return func(ctx context.Context, v view.View, d *datapath.Datapath) error {
+		unix, err := api.ListenUnix(socket)
+		if err != nil {
+			return err
+		}
+		var tcp net.Listener
+		if address := v.Config().Listen; address != "" {
+			if tcp, err = api.ListenTCP(address); err != nil {
+				return errors.Join(err, unix.Close())
+			}
+		}
+		server := api.New(api.Options{View: v, Datapath: d, Metrics: metrics.New(v, d, version, log), Version: version, Log: log})
+		return server.Serve(ctx, unix, tcp)
+	}
+}

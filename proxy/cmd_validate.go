@@ -1,0 +1,38 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+)
+
+func newValidate(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "validate FILE...",
+		Short: "Check configuration and services files",
+		Long: `Check services files and tclb.yaml as the proxy would, without a proxy.
+
+Each mistake is a line on stdout, file:line:column: key: reason, in the order of the files; their
+number goes to stderr, and the exit status is 1.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, files []string) error {
+			findings, err := config.Validate(files)
+			for _, f := range findings {
+				if err := a.say("%s", f); err != nil {
+					return err
+				}
+			}
+			if len(findings) > 0 {
+				err = errors.Join(err, fmt.Errorf("%s in %s: correct what the lines name, and validate again",
+					counted(len(findings), "finding"), counted(len(files), "file")))
+			}
+			if err == nil {
+				_, _ = fmt.Fprintf(a.stderr, "tclb: %s, no findings\n", counted(len(files), "file"))
+			}
+			return err
+		},
+	}
+}
