@@ -55,7 +55,8 @@ const sizesFile = "sizes.json"
 
 // Run is the proxy. It returns nil after ctx ended, or why it cannot run.
 func Run(ctx context.Context, o Options) error {
-	p := &proxy{Options: o, started: time.Now(), hostKick: make(chan struct{}, 1), passed: newSignal()}
+	p := &proxy{Options: o, started: time.Now(), passed: newSignal()}
+	p.hostKick, p.saveKick = make(chan struct{}, 1), make(chan struct{}, 1)
 	cfg, err := p.loadConfig()
 	if err != nil {
 		return err
@@ -97,6 +98,7 @@ type proxy struct {
 	reaper    *sweep.Reaper
 	host      *host.Host
 	hostKick  chan struct{} // the host path may be out of date
+	saveKick  chan struct{} // tables are to be saved
 	passed    *signalAll    // a pass of the reconciler ended
 }
 
@@ -246,6 +248,7 @@ func (p *proxy) run(ctx context.Context) error {
 	g.Go(func() error { return p.endpoints.Run(ctx) })
 	g.Go(func() error { return p.services.Run(ctx) })
 	g.Go(func() error { return sweep.Flows(ctx, p.datapath, p.Log) })
+	g.Go(func() error { return p.saveTables(ctx) })
 	g.Go(func() error { return p.loop(ctx, hup) })
 	p.Log.Info("tclb proxy started", "version", p.Version, "node", p.Node().Name)
 	err := g.Wait()

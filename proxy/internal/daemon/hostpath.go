@@ -41,8 +41,9 @@ func (p *proxy) followHost(ctx context.Context) error {
 	go func() {
 		for ctx.Err() == nil {
 			if err := host.Watch(ctx, p.kickHost); err != nil && ctx.Err() == nil {
-				p.Log.Warn("changes of the network are noticed late", "err", err)
-				pause(ctx, hostEvery)
+				p.Log.Debug("events of the network were lost, looking again", "err", err)
+				pause(ctx, time.Second)
+				p.kickHost()
 			}
 		}
 	}()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -41,6 +42,7 @@ func (p *proxy) loop(ctx context.Context, hup <-chan os.Signal) error {
 			continue
 		}
 		p.passed.tell()
+		p.kickSave()
 		if !ready && p.reconcile.Ready() {
 			ready = true
 			p.Log.Info("ready", "took", time.Since(p.started).Round(time.Millisecond))
@@ -48,6 +50,33 @@ func (p *proxy) loop(ctx context.Context, hup <-chan os.Signal) error {
 		}
 		if at, ok := p.reconcile.NextRetry(); ok {
 			retry.Reset(max(time.Until(at), 10*time.Millisecond))
+		}
+	}
+}
+
+// kickSave asks for what passes changed to be saved.
+func (p *proxy) kickSave() {
+	select {
+	case p.saveKick <- struct{}{}:
+	default:
+	}
+}
+
+// muchWork is how many tables a pass must have made to leave memory behind that is worth returning.
+const muchWork = 1000
+
+// saveTables saves base tables after passes until ctx ends, and once more then.
+func (p *proxy) saveTables(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			p.reconcile.Save()
+			return nil
+		case <-p.saveKick:
+			if p.reconcile.Save() >= muchWork {
+				// What was read and planned was many times larger than what is kept of it.
+				debug.FreeOSMemory()
+			}
 		}
 	}
 }

@@ -132,8 +132,11 @@ func underlayMTU(address netip.Addr) int {
 	return defaultMTU
 }
 
-// Watch calls changed when addresses, routes or devices of this namespace change, until ctx ends. Lost
-// events are one more change.
+// eventBuffer has room for the routes of a few thousand VIPs, whose events come to ourselves as well.
+const eventBuffer = 4 << 20
+
+// Watch calls changed when addresses, routes or devices of this namespace change, until ctx ends. It
+// returns an error when events were lost.
 func Watch(ctx context.Context, changed func()) error {
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { close(done) })
@@ -147,10 +150,10 @@ func Watch(ctx context.Context, changed func()) error {
 		default:
 		}
 	}
-	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: report}); err != nil {
+	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: report, ReceiveBufferSize: eventBuffer}); err != nil {
 		return fmt.Errorf("follow addresses: %w", err)
 	}
-	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: report}); err != nil {
+	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: report, ReceiveBufferSize: eventBuffer}); err != nil {
 		return fmt.Errorf("follow routes: %w", err)
 	}
 	for {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -71,38 +70,47 @@ func (h *Host) syncFamily(dev netlink.Link, family int, want []route) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	found := make(map[netip.Prefix]bool)
+	wanted := make(map[netip.Prefix]route, len(want))
+	for _, w := range want {
+		wanted[w.prefix] = w
+	}
+	found := make(map[netip.Prefix]bool, len(have))
+	var surplus []*netlink.Route
 	for i := range have {
 		r := &have[i]
 		p := prefixOf(r, family)
-		w := slices.IndexFunc(want, func(w route) bool { return w.prefix == p })
-		if w < 0 || r.LinkIndex != dev.Attrs().Index || !matches(r, want[w]) {
-			continue
+		w, ok := wanted[p]
+		if !ok || r.LinkIndex != dev.Attrs().Index {
+			surplus = append(surplus, r)
+		} else if matches(r, w) {
+			found[p] = true
 		}
-		found[p] = true
 	}
+	errs := []error{h.addRoutes(dev, family, want, found)}
+	for _, r := range surplus {
+		if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove route to %s: %w", prefixOf(r, family), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// addRoutes adds or replaces the routes that were not found.
+func (h *Host) addRoutes(dev netlink.Link, family int, want []route, found map[netip.Prefix]bool) error {
+	var errs []error
 	for _, w := range want {
 		if found[w.prefix] {
 			continue
 		}
-		if err := netlink.RouteReplace(w.netlink(dev)); err != nil {
-			if family == 1 && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EAFNOSUPPORT)) {
-				h.log.Debug("IPv6 is off: the host itself does not reach IPv6 VIPs", "err", err)
-				return nil
-			}
-			errs = append(errs, fmt.Errorf("route %s to %s: %w", w.prefix, Device, err))
-		}
-	}
-	for i := range have {
-		r := &have[i]
-		p := prefixOf(r, family)
-		if slices.ContainsFunc(want, func(w route) bool { return w.prefix == p }) && r.LinkIndex == dev.Attrs().Index {
+		err := netlink.RouteReplace(w.netlink(dev))
+		if err == nil {
 			continue
 		}
-		if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("remove route to %s: %w", p, err))
+		if family == 1 && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EAFNOSUPPORT)) {
+			h.log.Debug("IPv6 is off: the host itself does not reach IPv6 VIPs", "err", err)
+			return nil
 		}
+		errs = append(errs, fmt.Errorf("route %s to %s: %w", w.prefix, Device, err))
 	}
 	return errors.Join(errs...)
 }

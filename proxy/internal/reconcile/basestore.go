@@ -5,20 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/tc-loadbalancer/tclb/pkg/sched"
 )
 
-// baseStore keeps base tables, one file for each service and family.
+// baseStore keeps base tables, one file for each service and family. Safe for concurrent use.
 //
 // Saving waits for flush, so that packets feel a change before the disk does. A base that was not
 // saved before a crash does no harm: the update from the one before gives the same again. Files
 // carry a checksum and are not forced to the disk; after a power cut no flow is left that a
 // fresh table could move.
 type baseStore struct {
-	dir     string
+	dir      string
+	flushing sync.Mutex // held by who writes files
+
+	mu      sync.Mutex        // guards pending
 	pending map[string][]byte // by file name; nil = to be removed
 }
 
@@ -36,7 +41,9 @@ func baseName(service string, family int) string {
 // error and a fresh base.
 func (s *baseStore) load(name string) (base *sched.Base, stored []byte, found bool, err error) {
 	base = new(sched.Base)
+	s.mu.Lock()
 	data, ok := s.pending[name]
+	s.mu.Unlock()
 	if !ok {
 		data, err = os.ReadFile(filepath.Join(s.dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -62,37 +69,63 @@ func (s *baseStore) save(name string, base *sched.Base, stored []byte) error {
 		return fmt.Errorf("save table %s: %w", name, err)
 	}
 	if !bytes.Equal(data, stored) {
-		s.pending[name] = data
+		s.set(name, data)
 	}
 	return nil
 }
 
 // remove forgets a base at the next flush.
-func (s *baseStore) remove(name string) { s.pending[name] = nil }
+func (s *baseStore) remove(name string) { s.set(name, nil) }
 
-// flush writes what was saved. What cannot be written stays pending and in force.
-func (s *baseStore) flush() error {
-	if len(s.pending) == 0 {
-		return nil
+func (s *baseStore) set(name string, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending[name] = data
+}
+
+// flush writes what was saved up to now and returns how many files that were. What cannot be written
+// stays pending and in force.
+func (s *baseStore) flush() (int, error) {
+	s.flushing.Lock()
+	defer s.flushing.Unlock()
+	s.mu.Lock()
+	todo := maps.Clone(s.pending)
+	s.mu.Unlock()
+	if len(todo) == 0 {
+		return 0, nil
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("save tables: %w", err)
+		return 0, fmt.Errorf("save tables: %w", err)
 	}
 	var errs []error
-	for name, data := range s.pending {
+	done := 0
+	for name, data := range todo {
 		if err := s.write(filepath.Join(s.dir, name), data); err != nil {
 			errs = append(errs, err)
-			if len(errs) > 3 { // the disk is full or read-only: the rest will say the same
+			if len(errs) > maxFlushErrors {
 				break
 			}
 			continue
 		}
-		delete(s.pending, name)
+		done++
+		s.written(name, data)
 	}
 	if len(errs) > 0 {
-		return fmt.Errorf("save tables: %w", errors.Join(errs...))
+		return done, fmt.Errorf("save tables: %w", errors.Join(errs...))
 	}
-	return nil
+	return done, nil
+}
+
+// maxFlushErrors ends a flush: the disk is full or read-only, and the rest would say the same.
+const maxFlushErrors = 3
+
+// written forgets what is in the file now, unless it was saved anew meanwhile.
+func (s *baseStore) written(name string, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now, ok := s.pending[name]; ok && bytes.Equal(now, data) && (now == nil) == (data == nil) {
+		delete(s.pending, name)
+	}
 }
 
 // write replaces a file in one step, or removes it.

@@ -101,7 +101,6 @@ func (r *Reconciler) pass() {
 		r.prune()
 		r.pruned, r.found = true, nil
 	}
-	r.saveBases()
 	r.stats.Applied = r.snapshot.Revision
 }
 
@@ -146,10 +145,16 @@ func (r *Reconciler) putTimeouts() (changed bool) {
 	return true
 }
 
-func (r *Reconciler) saveBases() {
-	if err := r.bases.flush(); err != nil {
+// Save writes the base tables that passes changed, and returns how many. It may take long and holds
+// nobody up: call it after passes, from a goroutine of its own.
+func (r *Reconciler) Save() int {
+	n, err := r.bases.flush()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
 		r.failGeneral("tables", err)
-		return
+	} else {
+		r.fineGeneral("tables")
 	}
-	r.fineGeneral("tables")
+	return n
 }

@@ -67,6 +67,7 @@ func (n *node) apply(services []lb.Service, endpoints ...registry.Endpoint) {
 	n.store.SetServices(define(services))
 	n.store.SetEndpoints(slices.Clone(endpoints))
 	n.rec.Apply(n.store.Snapshot())
+	n.rec.Save()
 }
 
 // ok fails the test if anything is not in the maps as it should be.
