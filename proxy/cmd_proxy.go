@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os/signal"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/daemon"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/metrics"
@@ -35,12 +37,16 @@ the datapath running: connections go on, and new ones are balanced as before.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			context.AfterFunc(ctx, stop) // a second signal need not wait for the first
-			return daemon.Run(ctx, daemon.Options{
+			err = daemon.Run(ctx, daemon.Options{
 				ConfigPath: a.config, ConfigExplicit: a.configExplicit,
 				BPFFS: a.bpffs, RunDir: a.runDir, StateDir: a.stateDir,
 				Log: log, Version: version,
 				Serve: []daemon.Hook{serve(a.socket(), log)},
 			})
+			if errors.Is(err, registry.ErrLocked) {
+				return fmt.Errorf("a proxy runs on %s already: stop it, or give this one another --run-dir", a.runDir)
+			}
+			return err
 		},
 	}
 }
