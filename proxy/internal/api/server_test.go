@@ -149,8 +149,8 @@ func TestBrokenConntrackListingIsNoShortOne(t *testing.T) {
 	if flows, err := api.NewClient("test.sock", dial).Flows(t.Context(), ""); err == nil {
 		t.Errorf("got %d flows and no error", len(flows))
 	}
-	m.PairValues = nil
-	if status, body := ask(newServer(apitest.NewView(), m).Handler(), "GET", "/api/v1/conntrack", ""); status != 500 || !strings.Contains(body, "map is gone") {
+	none := &apitest.Maps{PairsErr: m.PairsErr}
+	if status, body := ask(newServer(apitest.NewView(), none).Handler(), "GET", "/api/v1/conntrack", ""); status != 500 || !strings.Contains(body, "map is gone") {
 		t.Errorf("an error before the first row: %d %s", status, body)
 	}
 }
