@@ -122,9 +122,17 @@ func (r *Reconciler) putOneByOne(c *change, batch map[lb.Frontend]datapath.Front
 	slices.SortFunc(keys, compareFrontends)
 	for _, key := range keys {
 		if err := r.putFrontends(map[lb.Frontend]datapath.Frontend{key: batch[key]}); err != nil {
-			c.fail(fmt.Errorf("write frontend %s: %w", key, err))
+			c.fail(fmt.Errorf("write frontend %s: %w", describe(key), err))
 		}
 	}
+}
+
+// describe names a key; that of a VIP as such has no port.
+func describe(key lb.Frontend) string {
+	if key.Port == 0 {
+		return key.VIP.String()
+	}
+	return key.String()
 }
 
 // commitDirect counts who uses the backends' own addresses.

@@ -27,7 +27,7 @@ var update = flag.Bool("update", false, "rewrite golden files")
 
 // node is a proxy without its sources: state, reconciler, maps and a clock.
 type node struct {
-	t     *testing.T
+	t     testing.TB
 	maps  *dptest.Maps
 	dir   string
 	now   time.Time
@@ -40,7 +40,7 @@ var nodeTimeouts = lb.Timeouts{
 	UDP: 30 * time.Second, UDPStream: 3 * time.Minute,
 }
 
-func newNode(t *testing.T, sizes datapath.Sizes) *node {
+func newNode(t testing.TB, sizes datapath.Sizes) *node {
 	n := &node{t: t, maps: dptest.New(sizes), dir: t.TempDir(), now: time.Unix(1e9, 0)}
 	n.start()
 	return n
