@@ -16,25 +16,26 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	CtSweepMapAffinities   = "affinities"
-	CtSweepMapAllow        = "allow"
-	CtSweepMapArena        = "arena"
-	CtSweepMapBackendStats = "backend_stats"
-	CtSweepMapBackends     = "backends"
-	CtSweepMapCtClosing    = "ct_closing"
-	CtSweepMapCtFree       = "ct_free"
-	CtSweepMapCtIndex      = "ct_index"
-	CtSweepMapCtOpening    = "ct_opening"
-	CtSweepMapCtPairs      = "ct_pairs"
-	CtSweepMapCtShared     = "ct_shared"
-	CtSweepMapDrops        = "drops"
-	CtSweepMapEndpoints    = "endpoints"
-	CtSweepMapFrontends    = "frontends"
-	CtSweepMapServiceStats = "service_stats"
-	CtSweepMapServices     = "services"
-	CtSweepMapSettings     = "settings"
-	CtSweepProgCtSweep     = "ct_sweep"
-	CtSweepVarConfig       = "config"
+	CtSweepMapAffinities    = "affinities"
+	CtSweepMapAllow         = "allow"
+	CtSweepMapArena         = "arena"
+	CtSweepMapBackendStats  = "backend_stats"
+	CtSweepMapBackends      = "backends"
+	CtSweepMapCtClosing     = "ct_closing"
+	CtSweepMapCtFree        = "ct_free"
+	CtSweepMapCtIndex       = "ct_index"
+	CtSweepMapCtOpening     = "ct_opening"
+	CtSweepMapCtPairs       = "ct_pairs"
+	CtSweepMapCtShared      = "ct_shared"
+	CtSweepMapDrops         = "drops"
+	CtSweepMapEndpoints     = "endpoints"
+	CtSweepMapFrontends     = "frontends"
+	CtSweepMapRejectBuckets = "reject_buckets"
+	CtSweepMapServiceStats  = "service_stats"
+	CtSweepMapServices      = "services"
+	CtSweepMapSettings      = "settings"
+	CtSweepProgCtSweep      = "ct_sweep"
+	CtSweepVarConfig        = "config"
 )
 
 // LoadCtSweep returns the embedded CollectionSpec for CtSweep.
@@ -86,23 +87,24 @@ type CtSweepProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CtSweepMapSpecs struct {
-	Affinities   *ebpf.MapSpec `ebpf:"affinities"`
-	Allow        *ebpf.MapSpec `ebpf:"allow"`
-	Arena        *ebpf.MapSpec `ebpf:"arena"`
-	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
-	Backends     *ebpf.MapSpec `ebpf:"backends"`
-	CtClosing    *ebpf.MapSpec `ebpf:"ct_closing"`
-	CtFree       *ebpf.MapSpec `ebpf:"ct_free"`
-	CtIndex      *ebpf.MapSpec `ebpf:"ct_index"`
-	CtOpening    *ebpf.MapSpec `ebpf:"ct_opening"`
-	CtPairs      *ebpf.MapSpec `ebpf:"ct_pairs"`
-	CtShared     *ebpf.MapSpec `ebpf:"ct_shared"`
-	Drops        *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
-	Frontends    *ebpf.MapSpec `ebpf:"frontends"`
-	ServiceStats *ebpf.MapSpec `ebpf:"service_stats"`
-	Services     *ebpf.MapSpec `ebpf:"services"`
-	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
+	Allow         *ebpf.MapSpec `ebpf:"allow"`
+	Arena         *ebpf.MapSpec `ebpf:"arena"`
+	BackendStats  *ebpf.MapSpec `ebpf:"backend_stats"`
+	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	CtClosing     *ebpf.MapSpec `ebpf:"ct_closing"`
+	CtFree        *ebpf.MapSpec `ebpf:"ct_free"`
+	CtIndex       *ebpf.MapSpec `ebpf:"ct_index"`
+	CtOpening     *ebpf.MapSpec `ebpf:"ct_opening"`
+	CtPairs       *ebpf.MapSpec `ebpf:"ct_pairs"`
+	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
+	Drops         *ebpf.MapSpec `ebpf:"drops"`
+	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
+	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
+	Services      *ebpf.MapSpec `ebpf:"services"`
+	Settings      *ebpf.MapSpec `ebpf:"settings"`
 }
 
 // CtSweepVariableSpecs contains global variables before they are loaded into the kernel.
@@ -132,23 +134,24 @@ func (o *CtSweepObjects) Close() error {
 //
 // It can be passed to LoadCtSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CtSweepMaps struct {
-	Affinities   *ebpf.Map `ebpf:"affinities"`
-	Allow        *ebpf.Map `ebpf:"allow"`
-	Arena        *ebpf.Map `ebpf:"arena"`
-	BackendStats *ebpf.Map `ebpf:"backend_stats"`
-	Backends     *ebpf.Map `ebpf:"backends"`
-	CtClosing    *ebpf.Map `ebpf:"ct_closing"`
-	CtFree       *ebpf.Map `ebpf:"ct_free"`
-	CtIndex      *ebpf.Map `ebpf:"ct_index"`
-	CtOpening    *ebpf.Map `ebpf:"ct_opening"`
-	CtPairs      *ebpf.Map `ebpf:"ct_pairs"`
-	CtShared     *ebpf.Map `ebpf:"ct_shared"`
-	Drops        *ebpf.Map `ebpf:"drops"`
-	Endpoints    *ebpf.Map `ebpf:"endpoints"`
-	Frontends    *ebpf.Map `ebpf:"frontends"`
-	ServiceStats *ebpf.Map `ebpf:"service_stats"`
-	Services     *ebpf.Map `ebpf:"services"`
-	Settings     *ebpf.Map `ebpf:"settings"`
+	Affinities    *ebpf.Map `ebpf:"affinities"`
+	Allow         *ebpf.Map `ebpf:"allow"`
+	Arena         *ebpf.Map `ebpf:"arena"`
+	BackendStats  *ebpf.Map `ebpf:"backend_stats"`
+	Backends      *ebpf.Map `ebpf:"backends"`
+	CtClosing     *ebpf.Map `ebpf:"ct_closing"`
+	CtFree        *ebpf.Map `ebpf:"ct_free"`
+	CtIndex       *ebpf.Map `ebpf:"ct_index"`
+	CtOpening     *ebpf.Map `ebpf:"ct_opening"`
+	CtPairs       *ebpf.Map `ebpf:"ct_pairs"`
+	CtShared      *ebpf.Map `ebpf:"ct_shared"`
+	Drops         *ebpf.Map `ebpf:"drops"`
+	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Frontends     *ebpf.Map `ebpf:"frontends"`
+	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
+	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
+	Services      *ebpf.Map `ebpf:"services"`
+	Settings      *ebpf.Map `ebpf:"settings"`
 }
 
 func (m *CtSweepMaps) Close() error {
@@ -167,6 +170,7 @@ func (m *CtSweepMaps) Close() error {
 		m.Drops,
 		m.Endpoints,
 		m.Frontends,
+		m.RejectBuckets,
 		m.ServiceStats,
 		m.Services,
 		m.Settings,

@@ -4,6 +4,7 @@
 #include <linux/bpf.h>
 #include "lib/deliver.h"
 #include "lib/flow.h"
+#include "lib/reject.h"
 
 /* In host stack mode the reply goes on untranslated, by way of the host: a bridge that reads
  * its own MAC hands the frame to routing, where the firewall sees it.
@@ -40,6 +41,22 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	return deliver_from_veth(skb, &to);
 }
 
+/* A refusal that the container is told of comes back to it by its own veth. */
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, struct ct_hit *hit,
+				  int error)
+{
+	if (hit->dir == DIR_REPLY || !reject_wanted(error))
+		return verdict_drop(error);
+	verdict_count(error);
+	error = reject_answer(skb, p);
+	if (!error)
+		error = reject_swap_macs(skb);
+	if (error)
+		return verdict_drop(error);
+	deliver_to_host_type(skb);
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
 SEC("tc")
 int from_container(struct __sk_buff *skb)
 {
@@ -53,7 +70,7 @@ int from_container(struct __sk_buff *skb)
 	if (found > 0)
 		return verdict_next();
 	if (found < 0)
-		return verdict_drop(found);
+		return refuse(skb, &p, &hit, found);
 	return forward(skb, &p, &hit);
 }
 

@@ -8,9 +8,24 @@
 #include <linux/bpf.h>
 #include "lib/deliver.h"
 #include "lib/flow.h"
+#include "lib/reject.h"
 
-/* refuse drops what no flow is for; only packets to a VIP count. */
-static __always_inline int refuse(const struct packet *p, int parsed)
+/* answer_host counts a refusal and tells its sender, by the ingress of tclb0. */
+static __always_inline int answer_host(struct __sk_buff *skb, const struct packet *p, int error)
+{
+	struct nat_target to = {.ifindex = skb->ifindex, .deliver = DELIVER_HOST};
+
+	if (!reject_wanted(error))
+		return verdict_drop(error);
+	verdict_count(error);
+	error = reject_answer(skb, p);
+	if (!error)
+		error = reject_swap_macs(skb);
+	return error ? verdict_drop(error) : deliver_from_host(skb, &to);
+}
+
+/* refuse ends what no flow is for; only packets to a VIP count and are answered. */
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, int parsed)
 {
 	struct frontend_key key ALIGNED = {};
 
@@ -20,7 +35,7 @@ static __always_inline int refuse(const struct packet *p, int parsed)
 	if (!bpf_map_lookup_elem(&frontends, &key))
 		return VERDICT_DROP;
 	if (parsed == PARSED_FLOW)
-		return verdict_drop(-DROP_NO_FRONTEND);
+		return answer_host(skb, p, -DROP_NO_FRONTEND);
 	return verdict_drop(p->fragment ? -DROP_FRAGMENT : -DROP_UNROUTABLE);
 }
 
@@ -45,12 +60,12 @@ int from_host(struct __sk_buff *skb)
 
 	parsed = parse_packet(skb, &p);
 	if (parsed != PARSED_FLOW)
-		return refuse(&p, parsed);
+		return refuse(skb, &p, parsed);
 	found = flow_find(skb, &p, &hit, SIDE_HOST);
 	if (found > 0)
-		return refuse(&p, parsed);
+		return refuse(skb, &p, parsed);
 	if (found < 0)
-		return verdict_drop(found);
+		return hit.dir == DIR_REPLY ? verdict_drop(found) : answer_host(skb, &p, found);
 	return forward(skb, &p, &hit);
 }
 

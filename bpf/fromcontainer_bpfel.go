@@ -30,6 +30,7 @@ const (
 	FromContainerMapDrops          = "drops"
 	FromContainerMapEndpoints      = "endpoints"
 	FromContainerMapFrontends      = "frontends"
+	FromContainerMapRejectBuckets  = "reject_buckets"
 	FromContainerMapServiceStats   = "service_stats"
 	FromContainerMapServices       = "services"
 	FromContainerMapSettings       = "settings"
@@ -86,23 +87,24 @@ type FromContainerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromContainerMapSpecs struct {
-	Affinities   *ebpf.MapSpec `ebpf:"affinities"`
-	Allow        *ebpf.MapSpec `ebpf:"allow"`
-	Arena        *ebpf.MapSpec `ebpf:"arena"`
-	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
-	Backends     *ebpf.MapSpec `ebpf:"backends"`
-	CtClosing    *ebpf.MapSpec `ebpf:"ct_closing"`
-	CtFree       *ebpf.MapSpec `ebpf:"ct_free"`
-	CtIndex      *ebpf.MapSpec `ebpf:"ct_index"`
-	CtOpening    *ebpf.MapSpec `ebpf:"ct_opening"`
-	CtPairs      *ebpf.MapSpec `ebpf:"ct_pairs"`
-	CtShared     *ebpf.MapSpec `ebpf:"ct_shared"`
-	Drops        *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
-	Frontends    *ebpf.MapSpec `ebpf:"frontends"`
-	ServiceStats *ebpf.MapSpec `ebpf:"service_stats"`
-	Services     *ebpf.MapSpec `ebpf:"services"`
-	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
+	Allow         *ebpf.MapSpec `ebpf:"allow"`
+	Arena         *ebpf.MapSpec `ebpf:"arena"`
+	BackendStats  *ebpf.MapSpec `ebpf:"backend_stats"`
+	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	CtClosing     *ebpf.MapSpec `ebpf:"ct_closing"`
+	CtFree        *ebpf.MapSpec `ebpf:"ct_free"`
+	CtIndex       *ebpf.MapSpec `ebpf:"ct_index"`
+	CtOpening     *ebpf.MapSpec `ebpf:"ct_opening"`
+	CtPairs       *ebpf.MapSpec `ebpf:"ct_pairs"`
+	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
+	Drops         *ebpf.MapSpec `ebpf:"drops"`
+	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
+	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
+	Services      *ebpf.MapSpec `ebpf:"services"`
+	Settings      *ebpf.MapSpec `ebpf:"settings"`
 }
 
 // FromContainerVariableSpecs contains global variables before they are loaded into the kernel.
@@ -132,23 +134,24 @@ func (o *FromContainerObjects) Close() error {
 //
 // It can be passed to LoadFromContainerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromContainerMaps struct {
-	Affinities   *ebpf.Map `ebpf:"affinities"`
-	Allow        *ebpf.Map `ebpf:"allow"`
-	Arena        *ebpf.Map `ebpf:"arena"`
-	BackendStats *ebpf.Map `ebpf:"backend_stats"`
-	Backends     *ebpf.Map `ebpf:"backends"`
-	CtClosing    *ebpf.Map `ebpf:"ct_closing"`
-	CtFree       *ebpf.Map `ebpf:"ct_free"`
-	CtIndex      *ebpf.Map `ebpf:"ct_index"`
-	CtOpening    *ebpf.Map `ebpf:"ct_opening"`
-	CtPairs      *ebpf.Map `ebpf:"ct_pairs"`
-	CtShared     *ebpf.Map `ebpf:"ct_shared"`
-	Drops        *ebpf.Map `ebpf:"drops"`
-	Endpoints    *ebpf.Map `ebpf:"endpoints"`
-	Frontends    *ebpf.Map `ebpf:"frontends"`
-	ServiceStats *ebpf.Map `ebpf:"service_stats"`
-	Services     *ebpf.Map `ebpf:"services"`
-	Settings     *ebpf.Map `ebpf:"settings"`
+	Affinities    *ebpf.Map `ebpf:"affinities"`
+	Allow         *ebpf.Map `ebpf:"allow"`
+	Arena         *ebpf.Map `ebpf:"arena"`
+	BackendStats  *ebpf.Map `ebpf:"backend_stats"`
+	Backends      *ebpf.Map `ebpf:"backends"`
+	CtClosing     *ebpf.Map `ebpf:"ct_closing"`
+	CtFree        *ebpf.Map `ebpf:"ct_free"`
+	CtIndex       *ebpf.Map `ebpf:"ct_index"`
+	CtOpening     *ebpf.Map `ebpf:"ct_opening"`
+	CtPairs       *ebpf.Map `ebpf:"ct_pairs"`
+	CtShared      *ebpf.Map `ebpf:"ct_shared"`
+	Drops         *ebpf.Map `ebpf:"drops"`
+	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Frontends     *ebpf.Map `ebpf:"frontends"`
+	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
+	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
+	Services      *ebpf.Map `ebpf:"services"`
+	Settings      *ebpf.Map `ebpf:"settings"`
 }
 
 func (m *FromContainerMaps) Close() error {
@@ -167,6 +170,7 @@ func (m *FromContainerMaps) Close() error {
 		m.Drops,
 		m.Endpoints,
 		m.Frontends,
+		m.RejectBuckets,
 		m.ServiceStats,
 		m.Services,
 		m.Settings,

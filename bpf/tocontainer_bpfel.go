@@ -16,25 +16,26 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	ToContainerMapAffinities   = "affinities"
-	ToContainerMapAllow        = "allow"
-	ToContainerMapArena        = "arena"
-	ToContainerMapBackendStats = "backend_stats"
-	ToContainerMapBackends     = "backends"
-	ToContainerMapCtClosing    = "ct_closing"
-	ToContainerMapCtFree       = "ct_free"
-	ToContainerMapCtIndex      = "ct_index"
-	ToContainerMapCtOpening    = "ct_opening"
-	ToContainerMapCtPairs      = "ct_pairs"
-	ToContainerMapCtShared     = "ct_shared"
-	ToContainerMapDrops        = "drops"
-	ToContainerMapEndpoints    = "endpoints"
-	ToContainerMapFrontends    = "frontends"
-	ToContainerMapServiceStats = "service_stats"
-	ToContainerMapServices     = "services"
-	ToContainerMapSettings     = "settings"
-	ToContainerProgToContainer = "to_container"
-	ToContainerVarConfig       = "config"
+	ToContainerMapAffinities    = "affinities"
+	ToContainerMapAllow         = "allow"
+	ToContainerMapArena         = "arena"
+	ToContainerMapBackendStats  = "backend_stats"
+	ToContainerMapBackends      = "backends"
+	ToContainerMapCtClosing     = "ct_closing"
+	ToContainerMapCtFree        = "ct_free"
+	ToContainerMapCtIndex       = "ct_index"
+	ToContainerMapCtOpening     = "ct_opening"
+	ToContainerMapCtPairs       = "ct_pairs"
+	ToContainerMapCtShared      = "ct_shared"
+	ToContainerMapDrops         = "drops"
+	ToContainerMapEndpoints     = "endpoints"
+	ToContainerMapFrontends     = "frontends"
+	ToContainerMapRejectBuckets = "reject_buckets"
+	ToContainerMapServiceStats  = "service_stats"
+	ToContainerMapServices      = "services"
+	ToContainerMapSettings      = "settings"
+	ToContainerProgToContainer  = "to_container"
+	ToContainerVarConfig        = "config"
 )
 
 // LoadToContainer returns the embedded CollectionSpec for ToContainer.
@@ -86,23 +87,24 @@ type ToContainerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToContainerMapSpecs struct {
-	Affinities   *ebpf.MapSpec `ebpf:"affinities"`
-	Allow        *ebpf.MapSpec `ebpf:"allow"`
-	Arena        *ebpf.MapSpec `ebpf:"arena"`
-	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
-	Backends     *ebpf.MapSpec `ebpf:"backends"`
-	CtClosing    *ebpf.MapSpec `ebpf:"ct_closing"`
-	CtFree       *ebpf.MapSpec `ebpf:"ct_free"`
-	CtIndex      *ebpf.MapSpec `ebpf:"ct_index"`
-	CtOpening    *ebpf.MapSpec `ebpf:"ct_opening"`
-	CtPairs      *ebpf.MapSpec `ebpf:"ct_pairs"`
-	CtShared     *ebpf.MapSpec `ebpf:"ct_shared"`
-	Drops        *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
-	Frontends    *ebpf.MapSpec `ebpf:"frontends"`
-	ServiceStats *ebpf.MapSpec `ebpf:"service_stats"`
-	Services     *ebpf.MapSpec `ebpf:"services"`
-	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
+	Allow         *ebpf.MapSpec `ebpf:"allow"`
+	Arena         *ebpf.MapSpec `ebpf:"arena"`
+	BackendStats  *ebpf.MapSpec `ebpf:"backend_stats"`
+	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	CtClosing     *ebpf.MapSpec `ebpf:"ct_closing"`
+	CtFree        *ebpf.MapSpec `ebpf:"ct_free"`
+	CtIndex       *ebpf.MapSpec `ebpf:"ct_index"`
+	CtOpening     *ebpf.MapSpec `ebpf:"ct_opening"`
+	CtPairs       *ebpf.MapSpec `ebpf:"ct_pairs"`
+	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
+	Drops         *ebpf.MapSpec `ebpf:"drops"`
+	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
+	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
+	Services      *ebpf.MapSpec `ebpf:"services"`
+	Settings      *ebpf.MapSpec `ebpf:"settings"`
 }
 
 // ToContainerVariableSpecs contains global variables before they are loaded into the kernel.
@@ -132,23 +134,24 @@ func (o *ToContainerObjects) Close() error {
 //
 // It can be passed to LoadToContainerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToContainerMaps struct {
-	Affinities   *ebpf.Map `ebpf:"affinities"`
-	Allow        *ebpf.Map `ebpf:"allow"`
-	Arena        *ebpf.Map `ebpf:"arena"`
-	BackendStats *ebpf.Map `ebpf:"backend_stats"`
-	Backends     *ebpf.Map `ebpf:"backends"`
-	CtClosing    *ebpf.Map `ebpf:"ct_closing"`
-	CtFree       *ebpf.Map `ebpf:"ct_free"`
-	CtIndex      *ebpf.Map `ebpf:"ct_index"`
-	CtOpening    *ebpf.Map `ebpf:"ct_opening"`
-	CtPairs      *ebpf.Map `ebpf:"ct_pairs"`
-	CtShared     *ebpf.Map `ebpf:"ct_shared"`
-	Drops        *ebpf.Map `ebpf:"drops"`
-	Endpoints    *ebpf.Map `ebpf:"endpoints"`
-	Frontends    *ebpf.Map `ebpf:"frontends"`
-	ServiceStats *ebpf.Map `ebpf:"service_stats"`
-	Services     *ebpf.Map `ebpf:"services"`
-	Settings     *ebpf.Map `ebpf:"settings"`
+	Affinities    *ebpf.Map `ebpf:"affinities"`
+	Allow         *ebpf.Map `ebpf:"allow"`
+	Arena         *ebpf.Map `ebpf:"arena"`
+	BackendStats  *ebpf.Map `ebpf:"backend_stats"`
+	Backends      *ebpf.Map `ebpf:"backends"`
+	CtClosing     *ebpf.Map `ebpf:"ct_closing"`
+	CtFree        *ebpf.Map `ebpf:"ct_free"`
+	CtIndex       *ebpf.Map `ebpf:"ct_index"`
+	CtOpening     *ebpf.Map `ebpf:"ct_opening"`
+	CtPairs       *ebpf.Map `ebpf:"ct_pairs"`
+	CtShared      *ebpf.Map `ebpf:"ct_shared"`
+	Drops         *ebpf.Map `ebpf:"drops"`
+	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Frontends     *ebpf.Map `ebpf:"frontends"`
+	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
+	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
+	Services      *ebpf.Map `ebpf:"services"`
+	Settings      *ebpf.Map `ebpf:"settings"`
 }
 
 func (m *ToContainerMaps) Close() error {
@@ -167,6 +170,7 @@ func (m *ToContainerMaps) Close() error {
 		m.Drops,
 		m.Endpoints,
 		m.Frontends,
+		m.RejectBuckets,
 		m.ServiceStats,
 		m.Services,
 		m.Settings,

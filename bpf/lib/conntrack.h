@@ -332,13 +332,14 @@ static __always_inline __u32 ct_timeout(const struct ct_pair *pair)
 __noinline int ct_evict(__u32 now)
 {
 	struct ct_rooms *rooms = ct_rooms_get();
-	__u32 victim = 0, victim_life = 0, longest = 0, hand;
+	__u32 victim = 0, victim_life = 0, longest = 0, hand, used;
 
-	if (!rooms || !config.pairs)
+	if (!rooms)
 		return 0;
+	used = rooms->high_water < config.pairs ? rooms->high_water : config.pairs;
 	hand = __sync_fetch_and_add(&rooms->clock, CT_HAND);
-	for (int i = 0; i < CT_HAND; i++) {
-		__u32 index = (hand + i) % config.pairs, life, idle;
+	for (int i = 0; i < CT_HAND && used; i++) {
+		__u32 index = (hand + i) % used, life, idle;
 		struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
 
 		if (!pair || pair->state != CT_ESTABLISHED)
@@ -380,7 +381,7 @@ __noinline int ct_move(__u32 index, __u32 from, __u32 to, __u32 now)
 	else if (to == CT_CLOSING)
 		ct_ring_enter(rooms, &ct_closing,
 			      __sync_fetch_and_add(&rooms->closing, 1) % config.closing, to, entry);
-	else if (rooms->live[CT_ESTABLISHED] > config.established)
+	for (int i = 0; i < CT_TRIES && rooms->live[CT_ESTABLISHED] > config.established; i++)
 		ct_evict(now);
 	return 1;
 }

@@ -161,6 +161,14 @@ struct {
 	__uint(max_entries, 1);
 } settings SEC(".maps");
 
+/* reject_buckets: what limits the rate of resets and ICMP errors, per CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct reject_bucket);
+	__uint(max_entries, 1);
+} reject_buckets SEC(".maps");
+
 /* drops: reason -> packets refused, per CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -281,6 +281,12 @@ struct node_settings {
 	__u8 hairpin6[ADDR_LEN];
 };
 
+/* How many answers a CPU may still send to who is refused. */
+struct reject_bucket {
+	__u32 filled; /* tick */
+	__u32 tokens;
+};
+
 /* Why a packet was refused: counters in `drops`, the label of tclb_drops_total. */
 enum drop_reason {
 	DROP_NONE = 0,

@@ -18,14 +18,20 @@ static __always_inline int verdict_next(void)
 	return VERDICT_NEXT;
 }
 
-/* verdict_drop refuses the packet and counts why; takes -DROP_... */
-static __always_inline int verdict_drop(int error)
+/* verdict_count counts a refusal; takes -DROP_... */
+static __always_inline void verdict_count(int error)
 {
 	__u32 reason = -error;
 	__u64 *count = bpf_map_lookup_elem(&drops, &reason);
 
 	if (count)
 		(*count)++;
+}
+
+/* verdict_drop counts a refusal and drops the packet. */
+static __always_inline int verdict_drop(int error)
+{
+	verdict_count(error);
 	return VERDICT_DROP;
 }
 

@@ -52,7 +52,14 @@ type Spec struct {
 	Payload        []byte
 	TTL            uint8 // 0 = 64
 	TOS            uint8
-	NoChecksum     bool // UDP over IPv4: checksum zero
+	NoChecksum     bool  // UDP over IPv4: checksum zero
+	ICMP           *ICMP // only from Parse; the ports of Src and Dst are 0 then
+}
+
+// ICMP is an ICMP or ICMPv6 message.
+type ICMP struct {
+	Type, Code uint8
+	Quote      []byte // the packet that an error quotes, from its IP header on
 }
 
 // ErrNotFlow is returned by Parse for frames that carry neither TCP nor UDP.
@@ -157,25 +164,53 @@ func Parse(frame []byte) (Spec, error) {
 		s.Protocol, s.Payload, s.NoChecksum = lb.UDP, l4.Payload, l4.Checksum == 0
 		s.Src, s.Dst = netip.AddrPortFrom(src, uint16(l4.SrcPort)), netip.AddrPortFrom(dst, uint16(l4.DstPort))
 	default:
-		return s, ErrNotFlow
-	}
-	if l4, ok := p.TransportLayer().(interface {
-		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
-	}); ok {
-		if err := l4.SetNetworkLayerForChecksum(p.NetworkLayer()); err != nil {
-			return s, fmt.Errorf("verify checksums: %w", err)
+		s.Src, s.Dst = netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)
+		if s.ICMP = parseICMP(p); s.ICMP == nil {
+			return s, ErrNotFlow
 		}
 	}
-	if err, wrong := p.VerifyChecksums(); err != nil {
-		return s, fmt.Errorf("verify checksums: %w", err)
-	} else if len(wrong) > 0 {
-		return s, ChecksumError{wrong[0].Layer.LayerType().String()}
+	return s, verifyChecksums(p)
+}
+
+// quoteOffset is what stands between an ICMP error's first four bytes and what it quotes.
+const quoteOffset = 4
+
+func parseICMP(p gopacket.Packet) *ICMP {
+	if l, ok := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok {
+		return &ICMP{Type: l.TypeCode.Type(), Code: l.TypeCode.Code(), Quote: l.Payload}
 	}
-	return s, nil
+	if l, ok := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok && len(l.Payload) >= quoteOffset {
+		return &ICMP{Type: l.TypeCode.Type(), Code: l.TypeCode.Code(), Quote: l.Payload[quoteOffset:]}
+	}
+	return nil
+}
+
+func verifyChecksums(p gopacket.Packet) error {
+	type summed interface {
+		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+	}
+	for _, l := range p.Layers() {
+		if l, ok := l.(summed); ok {
+			if err := l.SetNetworkLayerForChecksum(p.NetworkLayer()); err != nil {
+				return fmt.Errorf("verify checksums: %w", err)
+			}
+		}
+	}
+	err, wrong := p.VerifyChecksums()
+	if err != nil {
+		return fmt.Errorf("verify checksums: %w", err)
+	}
+	if len(wrong) > 0 {
+		return ChecksumError{wrong[0].Layer.LayerType().String()}
+	}
+	return nil
 }
 
 // String tells the packet in one line.
 func (s Spec) String() string {
+	if s.ICMP != nil {
+		return fmt.Sprintf("%s > %s icmp %s -> %s type %d code %d", s.SrcMAC, s.DstMAC, s.Src.Addr(), s.Dst.Addr(), s.ICMP.Type, s.ICMP.Code)
+	}
 	out := fmt.Sprintf("%s > %s %s %s -> %s", s.SrcMAC, s.DstMAC, s.Protocol, s.Src, s.Dst)
 	if s.Protocol == lb.TCP {
 		out += fmt.Sprintf(" [%s] seq %d ack %d", s.Flags, s.Seq, s.Ack)

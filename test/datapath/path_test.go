@@ -74,17 +74,6 @@ func TestHostReachesAHostProcessByTheVIPsAddress(t *testing.T) {
 	})
 }
 
-func TestNothingPassesFromHostToAnUnknownPort(t *testing.T) {
-	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
-		verdict, _ := w.send(datapath.FromHost, w.host, packet.Spec{
-			Src: netip.AddrPortFrom(outside().addr[family], 50000), Dst: netip.AddrPortFrom(vips[family], 81), Protocol: proto, Flags: packet.SYN,
-		})
-		if verdict != drop || w.drops("no-frontend") != 1 {
-			t.Errorf("verdict %d, %d counted", verdict, w.drops("no-frontend"))
-		}
-	})
-}
-
 func TestAContainerReachesItself(t *testing.T) {
 	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
 		w.service(1, vips, []container{w.client})
@@ -140,20 +129,6 @@ func TestSpoofedAndUnwantedSourcesAreRefused(t *testing.T) {
 		w.check(w.d.PutAllow(datapath.AllowKey{Service: serviceID, Prefix: prefix}))
 		if verdict, _ := w.fromContainer(w.client, own); verdict != redirect {
 			t.Errorf("allowed: verdict %d", verdict)
-		}
-	})
-}
-
-func TestAServiceWithoutBackendsDrops(t *testing.T) {
-	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
-		for _, c := range w.containers {
-			w.change(c, func(b *datapath.Backend) { b.New = false })
-		}
-		verdict, _ := w.fromContainer(w.client, packet.Spec{
-			Src: netip.AddrPortFrom(w.client.addr[family], 40000), Dst: netip.AddrPortFrom(vips[family], servicePort), Protocol: proto, Flags: packet.SYN,
-		})
-		if verdict != drop || w.drops("no-backend") != 1 {
-			t.Errorf("verdict %d, %d counted", verdict, w.drops("no-backend"))
 		}
 	})
 }
