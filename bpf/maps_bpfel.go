@@ -125,6 +125,8 @@ type MapsCtPairFlag uint32
 const (
 	MapsCtPairFlagPAIR_DIRECT  MapsCtPairFlag = 1
 	MapsCtPairFlagPAIR_HAIRPIN MapsCtPairFlag = 2
+	MapsCtPairFlagPAIR_CHOICE  MapsCtPairFlag = 4
+	MapsCtPairFlagPAIR_REFUSED MapsCtPairFlag = 8
 )
 
 type MapsCtRooms struct {
@@ -179,7 +181,8 @@ const (
 	MapsDropReasonDROP_TUNNEL_SOURCE MapsDropReason = 15
 	MapsDropReasonDROP_TUNNEL_MTU    MapsDropReason = 16
 	MapsDropReasonDROP_RATE_LIMITED  MapsDropReason = 17
-	MapsDropReasonDROP_REASONS       MapsDropReason = 18
+	MapsDropReasonDROP_SECOND_CHANCE MapsDropReason = 18
+	MapsDropReasonDROP_REASONS       MapsDropReason = 19
 )
 
 type MapsEndpoint struct {

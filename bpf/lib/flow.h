@@ -16,7 +16,8 @@
 
 /* What flow_packet says besides -DROP_... : go on with the pair, or not ours. */
 #define FLOW_NONE 0
-#define FLOW_AGAIN -1000
+#define FLOW_AGAIN(avoid) (-1000 - (int)(avoid))
+#define FLOW_AVOID(flow) (-1000 - (flow))
 #define FLOW_PAIR(index) ((int)(index) + 1)
 
 /* Which program asks: decides how the two directions leave. */
@@ -250,7 +251,7 @@ static __always_inline int flow_direct(struct __sk_buff *skb, const struct packe
 /* flow_balance makes the pair of a new flow to a service. */
 static __always_inline int flow_balance(struct __sk_buff *skb, const struct packet *p,
 					const struct frontend *f, const struct node_settings *s,
-					__u32 side)
+					__u32 side, __u32 avoid)
 {
 	__u32 id, index, state = p->tcp_flags & TCP_SYN ? CT_OPENING : CT_ESTABLISHED;
 	struct backend_stat *stat;
@@ -258,7 +259,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	struct backend *b;
 	int chosen, taken;
 
-	chosen = select_backend(f, &p->tuple);
+	chosen = select_backend(f, &p->tuple, avoid);
 	if (chosen < 0)
 		return chosen;
 	id = chosen;
@@ -273,6 +274,8 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	pair->service = f->service;
 	pair->backend = id;
 	pair->backend_gen = b->gen;
+	if (f->members_len > 1 && !avoid)
+		pair->flags = PAIR_CHOICE;
 	flow_reply_tuple(pair, p, b, s, side);
 	if (side == SIDE_CONTAINER)
 		flow_leave_container(skb, pair, b, s->flags);
@@ -285,10 +288,10 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 }
 
 /* flow_new handles a packet that no pair knows. A TCP packet in mid-flow gets a pair where the
- * choice is a function of its tuple: it goes where its flow went before. Returns FLOW_PAIR,
- * FLOW_NONE or -DROP_...
+ * choice is a function of its tuple: it goes where its flow went before. `avoid` is a backend that
+ * refused the flow, or 0. Returns FLOW_PAIR, FLOW_NONE or -DROP_...
  */
-__noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 side)
+__noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 side, __u32 avoid)
 {
 	struct frontend_key key ALIGNED = {};
 	struct node_settings *s;
@@ -321,7 +324,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 		if (control != TCP_SYN && f->scheduler != SCHED_MAGLEV)
 			return -DROP_NO_PAIR;
 	}
-	return flow_balance(skb, p, f, s, side);
+	return flow_balance(skb, p, f, s, side, avoid);
 }
 
 /* flow_syn handles a SYN on a pair that exists. Returns whether the pair goes on. */
@@ -329,7 +332,7 @@ static __always_inline bool flow_syn(struct ct_hit *hit, const struct packet *p,
 {
 	struct ct_half *half = &hit->pair->half[DIR_ORIGINAL];
 
-	if (hit->pair->state == CT_CLOSING)
+	if (hit->pair->state == CT_CLOSING || hit->pair->flags & PAIR_REFUSED)
 		return false;
 	/* Half-open: a retransmission, or a new attempt from the same port; either way the backend
 	 * stays while it may take new flows. Established: passed on, the backend answers.
@@ -337,6 +340,22 @@ static __always_inline bool flow_syn(struct ct_hit *hit, const struct packet *p,
 	if (hit->pair->state == CT_OPENING && hit->pair->backend && !(b->flags & BACKEND_NEW))
 		return false;
 	half->seq = p->seq + 1;
+	return true;
+}
+
+/* flow_refused gives a flow that its backend refuses a second chance: the refusal is not passed on,
+ * and when the client repeats its SYN, a second later, another backend gets it. So a connection
+ * survives a backend that dies between two updates of the table; what nobody serves is refused
+ * all the same, by the second backend.
+ */
+static __always_inline bool flow_refused(struct ct_hit *hit, const struct packet *p)
+{
+	struct ct_pair *pair = hit->pair;
+
+	if (!(p->tcp_flags & TCP_RST) || hit->dir != DIR_REPLY || pair->state != CT_OPENING ||
+	    !(pair->flags & PAIR_CHOICE) || p->ack != pair->half[DIR_ORIGINAL].seq)
+		return false;
+	pair->flags = (pair->flags & ~PAIR_CHOICE) | PAIR_REFUSED;
 	return true;
 }
 
@@ -374,8 +393,8 @@ static __always_inline void flow_control(struct ct_hit *hit, const struct packet
 }
 
 /* flow_packet handles a packet that has a pair but is not a plain one of an established flow.
- * `place` is index << 1 | dir of the hit. Returns FLOW_PAIR, FLOW_NONE, FLOW_AGAIN if the pair
- * had to go and the packet begins a new flow, or -DROP_...
+ * `place` is index << 1 | dir of the hit. Returns FLOW_PAIR, FLOW_NONE, FLOW_AGAIN of a backend to
+ * avoid (or 0) if the pair had to go and the packet begins a new flow, or -DROP_...
  */
 __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 {
@@ -394,11 +413,16 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 		return -DROP_BACKEND_GONE;
 	if (!b || (hit.dir == DIR_ORIGINAL && (p->tcp_flags & TCP_CONTROL) == TCP_SYN &&
 		   !flow_syn(&hit, p, b))) {
+		__u32 avoid = hit.pair->flags & PAIR_REFUSED ? hit.pair->backend : 0;
+
 		ct_remove(hit.index, life);
-		return FLOW_AGAIN;
+		return FLOW_AGAIN(avoid);
 	}
-	if (p->tuple.proto == PROTO_TCP)
+	if (p->tuple.proto == PROTO_TCP) {
+		if (flow_refused(&hit, p))
+			return -DROP_SECOND_CHANCE;
 		flow_control(&hit, p);
+	}
 	return FLOW_PAIR(hit.index);
 }
 
@@ -408,16 +432,16 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 static __always_inline int flow_find(struct __sk_buff *skb, const struct packet *p,
 				     struct ct_hit *hit, __u32 side)
 {
-	int flow = FLOW_AGAIN;
+	int flow = FLOW_AGAIN(0);
 
 	if (ct_lookup(&p->tuple, hit)) {
 		if (flow_hot(hit, p))
 			return 0;
 		flow = flow_packet(p, hit->index << 1 | hit->dir, hit->life);
 	}
-	if (flow == FLOW_AGAIN) {
+	if (flow <= FLOW_AGAIN(0)) {
 		hit->dir = DIR_ORIGINAL;
-		flow = flow_new(skb, p, side);
+		flow = flow_new(skb, p, side, FLOW_AVOID(flow));
 	}
 	if (flow == FLOW_NONE)
 		return 1;

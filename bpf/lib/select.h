@@ -69,8 +69,10 @@ static __always_inline __u32 select_arena(__u32 at)
 	return l ? l->at[at & (ARENA_LINE - 1)] : 0;
 }
 
-/* select_seat returns the id of the backend in a seat if it may take new flows, else 0. */
-static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat)
+/* select_seat returns the id of the backend in a seat if it may take new flows and is not the
+ * one to avoid, else 0.
+ */
+static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, __u32 avoid)
 {
 	struct backend *b;
 	__u32 id;
@@ -78,7 +80,7 @@ static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat)
 	if (seat >= f->members_len)
 		return 0;
 	id = select_arena(f->members + seat);
-	b = id ? bpf_map_lookup_elem(&backends, &id) : NULL;
+	b = id && id != avoid ? bpf_map_lookup_elem(&backends, &id) : NULL;
 	return b && b->flags & BACKEND_NEW ? id : 0;
 }
 
@@ -97,21 +99,21 @@ static __always_inline __u32 select_slot(const struct frontend *f, const struct 
 }
 
 /* select_backend picks the backend of a new flow. A backend that went since the table was built
- * is passed over by the walk that the next table is built with. Returns the backend's id, or
- * -DROP_NO_BACKEND.
+ * is passed over by the walk that the next table is built with, and so is `avoid`, which
+ * refused the flow (0: none). Returns the backend's id, or -DROP_NO_BACKEND.
  */
-static __always_inline int select_backend(const struct frontend *f, const struct tuple *t)
+static __always_inline int select_backend(const struct frontend *f, const struct tuple *t, __u32 avoid)
 {
 	__u32 slot, id;
 
 	if (!f->table_len)
 		return -DROP_NO_BACKEND;
 	slot = select_slot(f, t);
-	id = select_seat(f, select_arena(f->table + slot));
+	id = select_seat(f, select_arena(f->table + slot), avoid);
 	for (int i = 1; !id && i <= SELECT_WALK; i++)
-		id = select_seat(f, select_arena(f->table + select_probe(slot, i, f->table_len)));
+		id = select_seat(f, select_arena(f->table + select_probe(slot, i, f->table_len)), avoid);
 	for (int i = 0; !id && i < SELECT_SEATS; i++)
-		id = select_seat(f, i);
+		id = select_seat(f, i, avoid);
 	return id ? (int)id : -DROP_NO_BACKEND;
 }
 

@@ -83,6 +83,8 @@ struct ct_half {
 enum ct_pair_flag {
 	PAIR_DIRECT = 1,  /* a flow to a backend's own address: tracked, not balanced */
 	PAIR_HAIRPIN = 2, /* the client is the backend */
+	PAIR_CHOICE = 4,  /* there were other backends, and none has refused the flow yet */
+	PAIR_REFUSED = 8, /* its backend refused: the next SYN goes to another one */
 };
 
 /* Both directions of a flow: one record, one life. Readers check `life` before and after. */
@@ -307,7 +309,8 @@ enum drop_reason {
 	DROP_TUNNEL_SOURCE = 15, /* encapsulated by a stranger */
 	DROP_TUNNEL_MTU = 16,	/* too big for the tunnel and not to be fragmented */
 	DROP_RATE_LIMITED = 17, /* an answer that was not sent */
-	DROP_REASONS = 18,
+	DROP_SECOND_CHANCE = 18, /* a backend's refusal: the client's next SYN goes elsewhere */
+	DROP_REASONS = 19,
 };
 
 _Static_assert(sizeof(struct tuple) == 40, "tuple");

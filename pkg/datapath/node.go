@@ -115,6 +115,7 @@ var dropNames = [bpf.MapsDropReasonDROP_REASONS]string{
 	bpf.MapsDropReasonDROP_TUNNEL_SOURCE: "tunnel-source",
 	bpf.MapsDropReasonDROP_TUNNEL_MTU:    "tunnel-mtu",
 	bpf.MapsDropReasonDROP_RATE_LIMITED:  "rate-limited",
+	bpf.MapsDropReasonDROP_SECOND_CHANCE: "second-chance",
 }
 
 // String returns the reason's word in metrics and listings.

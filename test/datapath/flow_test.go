@@ -195,6 +195,32 @@ func TestRepeatedSYNKeepsItsBackend(t *testing.T) {
 	}
 }
 
+// TestRefusedConnectionGetsASecondChance: a backend that died a moment ago answers a SYN with a reset;
+// no other balancer keeps that from the client.
+func TestRefusedConnectionGetsASecondChance(t *testing.T) {
+	for family := range families {
+		w := newWorld(t, 3)
+		f := w.flow(vips[family], family, lb.TCP, 40000)
+		f.out(packet.SYN, f.seq, 0)
+		first, refusal := f.backend, reply(f.target)
+		refusal.Flags, refusal.Ack = packet.RST|packet.ACK, f.seq+1
+		if verdict, _ := w.fromContainer(f.backend, refusal); verdict != drop || w.drops("second-chance") != 1 {
+			t.Fatalf("the refusal was passed on: verdict %d", verdict)
+		}
+		f.out(packet.SYN, f.seq, 0)
+		if f.backend.ifindex == first.ifindex {
+			t.Fatal("the second SYN went to the backend that refused")
+		}
+		f.back(packet.RST|packet.ACK, 0, f.seq+1) // the second refusal is final
+		f.out(packet.SYN, f.seq+9, 0)
+		f.back(packet.SYN|packet.ACK, backendISN, f.seq+10)
+
+		only := newWorld(t, 1).flow(vips[family], family, lb.TCP, 40000)
+		only.out(packet.SYN, only.seq, 0)
+		only.back(packet.RST|packet.ACK, 0, only.seq+1) // nobody else to ask
+	}
+}
+
 func TestSYNInsideAFlowIsPassedOnAndItsAnswerRestartsThePair(t *testing.T) {
 	for family := range families {
 		w := newWorld(t, 3)
