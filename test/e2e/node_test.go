@@ -1,0 +1,285 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+)
+
+// node is a host: a namespace that forwards, places of its own, and perhaps a proxy.
+type node struct {
+	*place
+	dir                                    string
+	bpffs, runDir, stateDir, services, cfg string
+
+	proxy       *exec.Cmd // nil while none runs
+	exited      chan error
+	errorsAreOK bool // the proxy's log may have errors
+	containers  int
+}
+
+var nodes atomic.Int32
+
+// newNode makes a host without containers. extra lines are added to its tclb.yaml.
+func newNode(t *testing.T, extra ...string) *node {
+	t.Helper()
+	name := fmt.Sprintf("n%d", nodes.Add(1))
+	dir := filepath.Join(workDir, name)
+	n := &node{
+		dir: dir, bpffs: filepath.Join(dir, "bpf"), runDir: filepath.Join(dir, "run"),
+		stateDir: filepath.Join(dir, "state"), services: filepath.Join(dir, "services.d"), cfg: filepath.Join(dir, "tclb.yaml"),
+	}
+	for _, d := range []string{n.services, n.runDir} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(n.unmount)
+	n.place = newPlace(t, name)
+	n.sysctl("net/ipv4/ip_forward", "1")
+	n.sysctl("net/ipv6/conf/all/forwarding", "1")
+	n.configureProxy(extra...)
+	t.Cleanup(n.end)
+	return n
+}
+
+// configureProxy writes tclb.yaml with maps that are small enough to have many nodes. The plugin is
+// told their sizes as by a proxy of an earlier boot, for it may come first.
+func (n *node) configureProxy(extra ...string) {
+	n.t.Helper()
+	lines := append([]string{
+		"node: {name: " + n.name + "}",
+		"servicesDir: " + n.services,
+		"conntrack: {maxEntries: 4096}",
+	}, extra...)
+	if !strings.Contains(strings.Join(extra, "\n"), "datapath:") {
+		lines = append(lines, "datapath: {"+smallMaps+"}")
+	}
+	n.write(n.cfg, strings.Join(lines, "\n")+"\n")
+	n.write(filepath.Join(n.runDir, "sizes.json"), `{"maxServices":256,"maxBackends":1024,"tableSlots":65536,"maxConntrack":4096}`)
+}
+
+const smallMaps = "maxServices: 256, maxBackends: 1024, tableSlots: 65536"
+
+func (n *node) write(path, content string) {
+	n.t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// writeServices puts a services file into place by renaming, as careful writers do.
+func (n *node) writeServices(name, yaml string) {
+	n.t.Helper()
+	tmp := filepath.Join(n.services, "."+name)
+	n.write(tmp, yaml)
+	if err := os.Rename(tmp, filepath.Join(n.services, name)); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// start runs a proxy and waits until it is ready.
+func (n *node) start() {
+	n.t.Helper()
+	if err := n.launch(); err != nil {
+		n.t.Fatalf("start proxy: %v", err)
+	}
+	n.ready()
+}
+
+// launch runs a proxy.
+func (n *node) launch() error {
+	log, err := os.OpenFile(n.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(binDir, "tclb"), n.flags("proxy", "--log-level", "debug")...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := n.place.start(cmd); err != nil {
+		return err
+	}
+	n.proxy, n.exited = cmd, make(chan error, 1)
+	go func(exited chan error) { exited <- cmd.Wait() }(n.exited)
+	return nil
+}
+
+func (n *node) flags(args ...string) []string {
+	return append(args, "--bpffs", n.bpffs, "--run-dir", n.runDir, "--state-dir", n.stateDir, "--config", n.cfg)
+}
+
+func (n *node) logFile() string { return filepath.Join(n.dir, "proxy.log") }
+
+func (n *node) log() string {
+	data, _ := os.ReadFile(n.logFile())
+	return string(data)
+}
+
+// ready waits until the proxy has made the maps as they should be.
+func (n *node) ready() {
+	n.t.Helper()
+	eventually(n.t, 10*time.Second, "the proxy is ready", func() error {
+		status, body, err := n.get("/readyz")
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("/readyz: %d %s", status, body)
+		}
+		return err
+	})
+}
+
+// stop ends the proxy by SIGTERM, which must be a clean exit.
+func (n *node) stop() {
+	n.t.Helper()
+	if err := n.signal(syscall.SIGTERM); err != nil {
+		n.t.Errorf("the proxy stopped with %v\n%s", err, tail(n.log()))
+	}
+}
+
+// kill ends the proxy by SIGKILL.
+func (n *node) kill() { _ = n.signal(syscall.SIGKILL) }
+
+func (n *node) signal(s syscall.Signal) error {
+	cmd := n.proxy
+	n.proxy = nil
+	if err := cmd.Process.Signal(s); err != nil {
+		return err
+	}
+	select {
+	case err := <-n.exited:
+		return err
+	case <-time.After(5 * time.Second):
+		return errors.Join(errors.New("it does not exit"), cmd.Process.Kill())
+	}
+}
+
+// end stops the node at the end of its test, and shows the proxy's log if something was wrong.
+func (n *node) end() {
+	if n.proxy != nil {
+		n.stop()
+	}
+	log := n.log()
+	if !n.errorsAreOK && strings.Contains(log, "level=ERROR") {
+		n.t.Error("the proxy logged errors")
+	}
+	if n.t.Failed() && log != "" {
+		n.t.Logf("log of %s:\n%s", n.name, tail(log))
+	}
+}
+
+func tail(s string) string {
+	const most = 6000
+	if len(s) > most {
+		s = "..." + s[len(s)-most:]
+	}
+	return s
+}
+
+// unmount removes the node's bpffs. Where nothing was loaded there is none.
+func (n *node) unmount() {
+	if err := unix.Unmount(n.bpffs, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		n.t.Errorf("unmount %s: %v", n.bpffs, err)
+	}
+}
+
+// get makes a request to the proxy's `listen` address, from the node itself.
+func (n *node) get(path string) (status int, body string, err error) {
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(_ context.Context, network, address string) (c net.Conn, err error) {
+			err = n.try(func() (err error) { c, err = net.DialTimeout(network, address, patience); return err })
+			return c, err
+		},
+	}}
+	r, err := client.Get("http://127.0.0.1:9464" + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer r.Body.Close()
+	data, err := io.ReadAll(r.Body)
+	return r.StatusCode, string(data), err
+}
+
+// result is what a command did.
+type result struct {
+	status         int
+	stdout, stderr string
+}
+
+// tclb runs a command on the node.
+func (n *node) tclb(args ...string) result {
+	n.t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(filepath.Join(binDir, "tclb"), n.flags(args...)...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := n.try(cmd.Run)
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		n.t.Fatalf("run tclb %v: %v", args, err)
+	}
+	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// mustTclb is tclb for commands that must succeed.
+func (n *node) mustTclb(args ...string) string {
+	n.t.Helper()
+	r := n.tclb(args...)
+	if r.status != 0 {
+		n.t.Fatalf("tclb %v: exit status %d: %s", args, r.status, r.stderr)
+	}
+	return r.stdout
+}
+
+// list decodes what a command prints with -o json.
+func list[T any](n *node, args ...string) T {
+	n.t.Helper()
+	var out T
+	text := n.mustTclb(append(args, "-o", "json")...)
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		n.t.Fatalf("tclb %v printed %s: %v", args, text, err)
+	}
+	return out
+}
+
+// maps opens the pinned maps for reading.
+func (n *node) maps() *datapath.Datapath {
+	n.t.Helper()
+	d, err := datapath.Open(n.bpffs)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+// eventually polls until ok returns nil, and fails with its last error.
+func eventually(t testing.TB, within time.Duration, what string, ok func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s: %v", within, what, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
