@@ -53,6 +53,9 @@ func (a *app) printStatus(st api.Status) error {
 	line("Services:", "%d", st.Counts.Services)
 	line("Backends:", "%d", st.Counts.Backends)
 	line("Endpoints:", "%d", st.Counts.Endpoints)
+	if n := len(st.Unattached); n > 0 {
+		line("Unattached:", "%d (restart them)", n)
+	}
 	line("Nodes:", "%d", st.Counts.Nodes)
 	line("Conntrack:", "%d of %d", st.Conntrack.Entries, st.Conntrack.Capacity)
 	for _, r := range st.Conntrack.Rooms {

@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
@@ -33,6 +34,10 @@ func (s *Server) nodeStatus() (Status, error) {
 	}
 	out.Counts.Endpoints = len(s.view.Endpoints())
 	out.Counts.Nodes = len(s.nodeRows())
+	out.Unattached = []Unattached{}
+	for _, u := range s.view.Unattached() {
+		out.Unattached = append(out.Unattached, Unattached(u))
+	}
 	out.Problems = problems(out, s.view.Endpoints())
 	return out, nil
 }
@@ -117,10 +122,33 @@ func problems(st Status, endpoints []view.Endpoint) []string {
 			add("connection table is full (%d of %d), idle flows give way: raise conntrack.maxEntries in tclb.yaml and restart the proxy", r.Entries, r.Capacity)
 		}
 	}
+	if len(st.Unattached) > 0 {
+		add("not attached, since they were started before their network was chained to tclb-cni: restart %s", names(st.Unattached))
+	}
 	for _, e := range endpoints {
 		for _, note := range e.Notes {
 			add("endpoint %.12s %s: %s", e.ContainerID, e.Ifname, note)
 		}
+	}
+	return out
+}
+
+// maxNames is how many containers a line names.
+const maxNames = 10
+
+// names returns "web-1 (podman), web-2 (podman) and 3 more": containers and their networks.
+func names(list []Unattached) string {
+	words := make([]string, 0, maxNames)
+	for _, u := range list[:min(len(list), maxNames)] {
+		name := u.Name
+		if name == "" {
+			name = fmt.Sprintf("%.12s", u.ContainerID)
+		}
+		words = append(words, fmt.Sprintf("%s (%s)", name, u.Network))
+	}
+	out := strings.Join(words, ", ")
+	if more := len(list) - len(words); more > 0 {
+		out += fmt.Sprintf(" and %d more", more)
 	}
 	return out
 }

@@ -52,6 +52,15 @@ type Endpoint struct {
 	Notes         []string     `json:"notes"`     // what is odd about it, and what to do
 }
 
+// Unattached is a container on a network that is chained to tclb-cni, which itself is not attached:
+// it was started before. Restarting it attaches it.
+type Unattached struct {
+	ContainerID string `json:"containerID"`
+	Name        string `json:"name"` // "" where the runtime did not tell
+	Network     string `json:"network"`
+	Ifname      string `json:"ifname"`
+}
+
 // Node is one node of the cluster, this one included.
 type Node struct {
 	Name      string     `json:"name"`
@@ -91,6 +100,7 @@ type Status struct {
 	Maps          []MapStatus      `json:"maps"`
 	Findings      []config.Finding `json:"findings"` // mistakes in tclb.yaml and services files
 	Errors        []ReconcileError `json:"errors"`   // what could not be written into the maps
+	Unattached    []Unattached     `json:"unattached"`
 	Problems      []string         `json:"problems"` // whatever somebody should look at, a line each
 }
 

@@ -60,6 +60,9 @@ type Config struct {
 	// Conntrack bounds how many flows are remembered, and for how long (key conntrack).
 	Conntrack Conntrack
 
+	// Runtimes is where container runtimes are asked for what CNI does not tell (key runtimes).
+	Runtimes Runtimes
+
 	file string                    // where it was read from
 	at   map[netip.Prefix]position // where the prefixes of VIPPool stand
 }
@@ -204,6 +207,26 @@ type Conntrack struct {
 	lb.Timeouts
 }
 
+// Runtimes is where container runtimes are asked for what CNI does not tell. Nothing of it need be
+// there. A change of any key needs a restart.
+type Runtimes struct {
+	// Podman is the socket of podman's API, for labels (key runtimes.podman). Default: "",
+	// /run/podman/podman.sock if it is there, else the podman command; "off" asks neither.
+	Podman string
+
+	// Containerd is containerd's socket, for labels (key runtimes.containerd). Default: "",
+	// /run/containerd/containerd.sock; "off" does not ask.
+	Containerd string
+
+	// CNIConfig are the directories of the runtimes' conflists (key runtimes.cniConfig): they say
+	// which networks tclb-cni is chained to. Default: [/etc/cni/net.d, /opt/cni/config].
+	CNIConfig []string
+
+	// CNICache is libcni's cache directory (key runtimes.cniCache), which says which containers
+	// are on those networks. Default: /var/lib/cni.
+	CNICache string
+}
+
 // Default returns what holds where tclb.yaml says nothing.
 func Default() *Config {
 	name, err := os.Hostname()
@@ -237,5 +260,6 @@ func Default() *Config {
 				UDPStream:      180 * time.Second,
 			},
 		},
+		Runtimes: Runtimes{CNIConfig: []string{"/etc/cni/net.d", "/opt/cni/config"}, CNICache: "/var/lib/cni"},
 	}
 }

@@ -17,6 +17,7 @@ var restartKeys = []struct {
 	{"listen", func(c *Config) any { return c.Listen }},
 	{"etcd", func(c *Config) any { return c.Etcd }},
 	{"conntrack.maxEntries", func(c *Config) any { return c.Conntrack.MaxEntries }},
+	{"runtimes", func(c *Config) any { return c.Runtimes }},
 }
 
 // RestartKeys returns the keys that differ from old and need a restart, in the order of the file. All

@@ -40,6 +40,7 @@ func (c *Config) read(m *mapping) {
 	c.readNodes(m)
 	m.fields("etcd", c.Etcd.read)
 	m.fields("conntrack", c.Conntrack.read)
+	m.fields("runtimes", c.Runtimes.read)
 	for _, f := range c.CheckSubnets(c.peerSubnets()) {
 		m.rep.add(position{f.Line, f.Column}, f.Key, f.Reason)
 	}
@@ -192,6 +193,21 @@ var etcdPrefix = matching(func(s string) error {
 func (c *Conntrack) read(m *mapping) {
 	set(m, "maxEntries", &c.MaxEntries, integer(16, 1<<26))
 	readTimeouts(m, &c.Timeouts)
+}
+
+func (r *Runtimes) read(m *mapping) {
+	set(m, "podman", &r.Podman, orEmpty(socketOrOff))
+	set(m, "containerd", &r.Containerd, orEmpty(socketOrOff))
+	setList(m, "cniConfig", &r.CNIConfig, absolute)
+	set(m, "cniCache", &r.CNICache, absolute)
+}
+
+// socketOrOff accepts the path of a socket, or a word for none.
+func socketOrOff(s scalar) (string, error) {
+	if s.tag == "!!str" && s.text == "off" {
+		return s.text, nil
+	}
+	return absolute(s)
 }
 
 // idle accepts how long a flow may be silent.

@@ -31,6 +31,7 @@ nodes:
 - {name: node-c, address: "2001:db8::12"}
 etcd: {endpoints: ["https://192.0.2.20:2379", "etcd.example:2379"], prefix: /lb, leaseTTL: 5s, restartGrace: 1m, user: tclb, passwordFile: /etc/p, tls: {ca: /ca, cert: /cert, key: /key}}
 conntrack: {maxEntries: 64, tcpEstablished: 3h, tcpSyn: 500ms, tcpFin: 6s, udp: 7s, udpStream: 8s}
+runtimes: {podman: /run/p.sock, containerd: off, cniConfig: [/srv/net.d], cniCache: /srv/cni}
 `
 
 func TestSettingsAreDecoded(t *testing.T) {
@@ -59,6 +60,7 @@ func TestSettingsAreDecoded(t *testing.T) {
 			TCPEstablished: 3 * time.Hour, TCPSyn: 500 * time.Millisecond, TCPFin: 6 * time.Second,
 			UDP: 7 * time.Second, UDPStream: 8 * time.Second,
 		}},
+		Runtimes: Runtimes{Podman: "/run/p.sock", Containerd: "off", CNIConfig: []string{"/srv/net.d"}, CNICache: "/srv/cni"},
 	}
 	want.file, want.at = got.file, got.at
 	if d := diff(want, got); d != "" {
@@ -95,6 +97,7 @@ func TestEachMistakeInSettingsHasItsFinding(t *testing.T) {
 		{"user without password", ", passwordFile: /etc/p", "", `14:7: etcd.passwordFile: passwordFile is missing: it goes with user`},
 		{"key without certificate", "cert: /cert", `cert: ""`, `14:169: etcd.tls.cert: cert is empty: it goes with key`},
 		{"timeout of zero", "udp: 7s", "udp: 0s", `15:81: conntrack.udp: udp 0s is out of range: want 100ms to 720h`},
+		{"relative socket", "/run/p.sock", "podman.sock", `16:20: runtimes.podman: podman "podman.sock" is no absolute path: begin with /`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -136,7 +139,7 @@ func TestRestartKeysNameWhatCannotChangeLive(t *testing.T) {
 	expect(t, findings, "")
 	want := []string{
 		"node.name", "servicesDir", "datapath.mode", "datapath.maxServices", "datapath.maxBackends", "datapath.tableSlots",
-		"listen", "etcd", "conntrack.maxEntries",
+		"listen", "etcd", "conntrack.maxEntries", "runtimes",
 	}
 	if d := cmp.Diff(want, c.RestartKeys(old)); d != "" {
 		t.Error(d)

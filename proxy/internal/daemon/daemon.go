@@ -28,6 +28,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/runtimes"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/source"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/sweep"
@@ -84,6 +85,10 @@ func Run(ctx context.Context, o Options) error {
 type proxy struct {
 	Options
 	started time.Time
+
+	// servicesDir is that of the start: a change of the key needs a restart.
+	servicesDir string
+
 	config  atomic.Pointer[config.Config]
 	reload  atomic.Pointer[[]config.Finding] // of the last reload of tclb.yaml
 	node    atomic.Pointer[view.Node]
@@ -97,9 +102,11 @@ type proxy struct {
 	reconcile *reconcile.Reconciler
 	reaper    *sweep.Reaper
 	host      *host.Host
-	hostKick  chan struct{} // the host path may be out of date
-	saveKick  chan struct{} // tables are to be saved
-	passed    *signalAll    // a pass of the reconciler ended
+	learner   *runtimes.Learner // labels of containers
+	finder    *runtimes.Finder  // containers that were there first
+	hostKick  chan struct{}     // the host path may be out of date
+	saveKick  chan struct{}     // tables are to be saved
+	passed    *signalAll        // a pass of the reconciler ended
 }
 
 // loadConfig reads tclb.yaml. Findings go to the log one by one, as everywhere.
@@ -211,8 +218,14 @@ func (p *proxy) assemble(cfg *config.Config) error {
 		Log:      p.Log,
 	})
 	p.node.Store(&view.Node{Name: cfg.Node.Name, Reachable: true})
-	p.endpoints = source.NewEndpoints(p.dir, p.reaper.Alive, p.store.SetEndpoints, p.Log)
+	p.learner = runtimes.NewLearner(runtimes.Options{
+		Podman: cfg.Runtimes.Podman, Containerd: cfg.Runtimes.Containerd,
+		StateDir: p.StateDir, Log: p.Log, Publish: p.store.SetEndpoints,
+	})
+	p.finder = runtimes.NewFinder(cfg.Runtimes.CNIConfig, cfg.Runtimes.CNICache, p.RunDir)
+	p.endpoints = source.NewEndpoints(p.dir, p.reaper.Alive, p.learner.SetEndpoints, p.Log)
 	p.services = source.NewServices(cfg.ServicesDir, p.StateDir, p.store.SetServices, p.Log)
+	p.servicesDir = cfg.ServicesDir
 	attached, _ := p.dir.List()
 	p.noteBridges(attached)
 	if err := p.checkPool(cfg); err != nil {
@@ -246,6 +259,8 @@ func (p *proxy) run(ctx context.Context) error {
 	g.Go(func() error { return p.followHost(ctx) })
 	g.Go(func() error { return p.reaper.Run(ctx) })
 	g.Go(func() error { return p.endpoints.Run(ctx) })
+	g.Go(func() error { return p.learner.Run(ctx) })
+	g.Go(func() error { return p.sayNotes(ctx) })
 	g.Go(func() error { return p.services.Run(ctx) })
 	g.Go(func() error { return sweep.Flows(ctx, p.datapath, p.Log) })
 	g.Go(func() error { return p.saveTables(ctx) })

@@ -107,6 +107,18 @@ func (p *proxy) Endpoints() []view.Endpoint {
 	return out
 }
 
+// Unattached implements view.View.
+func (p *proxy) Unattached() []view.Unattached {
+	return p.finder.Find(func() map[string]bool {
+		attached, _ := p.dir.List() // who cannot be read is reported by who follows the directory
+		ids := make(map[string]bool, len(attached))
+		for _, e := range attached {
+			ids[e.ID] = true
+		}
+		return ids
+	})
+}
+
 // Findings implements view.View.
 func (p *proxy) Findings() []config.Finding {
 	var out []config.Finding

@@ -52,6 +52,9 @@ type View interface {
 	Backends(service string) []Backend
 	// Endpoints returns the containers attached here, by container id and interface name.
 	Endpoints() []Endpoint
+	// Unattached returns the containers on networks chained to tclb-cni that are not attached, by
+	// network and id. It may take half a second.
+	Unattached() []Unattached
 	// Findings returns the mistakes of services files and of the last reload of tclb.yaml, in
 	// file order.
 	Findings() []config.Finding
@@ -110,6 +113,15 @@ type Endpoint struct {
 	registry.Endpoint
 	Joined []string // services it is a member of now, by name
 	Notes  []string // what is odd about it, one line each: what, then what to do
+}
+
+// Unattached is a container on a network that is chained to tclb-cni, which itself is not attached:
+// it was started before. It reaches VIPs, and serves, through the host's stack.
+type Unattached struct {
+	ContainerID string
+	Name        string // what the runtime calls it; "" where it did not tell
+	Network     string
+	Ifname      string
 }
 
 // Timing counts something that takes time, since the start of the proxy.

@@ -26,6 +26,7 @@ type View struct {
 	ServiceValues   []view.Service
 	BackendValues   []view.Backend
 	EndpointValues  []view.Endpoint
+	UnattachedValue []view.Unattached
 	FindingValues   []config.Finding
 	FileValues      []string
 	StatusValue     view.Status
@@ -104,6 +105,10 @@ func NewView() *View {
 			Passes: view.Timing{Count: 3, Total: 1500 * time.Millisecond},
 			Tables: view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
 		},
+		UnattachedValue: []view.Unattached{
+			{ContainerID: "0ddba11", Name: "web-0", Network: "frontend", Ifname: "eth0"},
+			{ContainerID: "5ca1ab1e0123456789", Network: "frontend", Ifname: "eth0"},
+		},
 		FindingValues: []config.Finding{{
 			File: "/etc/tclb/services.d/web.yaml", Line: 4, Column: 11,
 			Key: "services[0].backends[1].weight", Reason: "1001 is above 1000: want 0 to 1000",
@@ -131,6 +136,9 @@ func (v *View) Backends(service string) []view.Backend {
 
 // Endpoints returns EndpointValues.
 func (v *View) Endpoints() []view.Endpoint { return slices.Clone(v.EndpointValues) }
+
+// Unattached returns UnattachedValue.
+func (v *View) Unattached() []view.Unattached { return v.UnattachedValue }
 
 // Findings returns FindingValues.
 func (v *View) Findings() []config.Finding { return v.FindingValues }
