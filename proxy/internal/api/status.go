@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
 )
 
@@ -15,11 +16,11 @@ const arenaLine = 16
 
 // nodeStatus puts together what the daemon says and what the maps hold.
 func (s *Server) nodeStatus() (Status, error) {
-	node, config, status := s.view.Node(), s.view.Config(), s.view.Status()
+	node, status := s.view.Node(), s.view.Status()
 	out := Status{
 		Name: node.Name, Address: node.Address, Version: s.version,
 		Mode:      "ebpf", // there is a datapath to ask
-		HostStack: config.Datapath.HostStack,
+		HostStack: s.view.Config().Datapath.HostStack,
 		Ready:     status.Ready, Revision: status.Revision, Applied: status.Applied,
 		UptimeSeconds: int64(s.now().Sub(status.StartedAt) / time.Second),
 		LastReconcile: status.LastPass,
@@ -38,8 +39,20 @@ func (s *Server) nodeStatus() (Status, error) {
 	for _, u := range s.view.Unattached() {
 		out.Unattached = append(out.Unattached, Unattached(u))
 	}
-	out.Problems = problems(out, s.view.Endpoints())
+	out.Problems = append(problems(out, s.view.Endpoints()), s.pending()...)
 	return out, nil
+}
+
+// pending returns what the configuration asks for and this release does not do.
+func (s *Server) pending() []string {
+	out := s.view.Config().Pending()
+	node := s.view.Node().Name
+	for _, svc := range s.view.Services() {
+		for _, text := range config.PendingIn(&svc.Service, node) {
+			out = append(out, "service "+svc.Name+": "+text)
+		}
+	}
+	return out
 }
 
 // countMaps fills in what is read from the datapath.

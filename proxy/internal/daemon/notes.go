@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 	"time"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 )
 
 // Times of the notes in the log.
@@ -37,6 +39,20 @@ func (p *proxy) newNotes(said map[string]bool) map[string]bool {
 			if now[key] = true; !said[key] {
 				p.Log.Warn(note, "container", e.ContainerID, "name", e.Container, "ifname", e.Ifname)
 			}
+		}
+	}
+	pending := func(name, text string) {
+		key := name + " pending " + text
+		if now[key] = true; !said[key] {
+			p.Log.Warn("accepted, but not in effect", "service", name, "reason", text)
+		}
+	}
+	for _, text := range p.Config().Pending() {
+		pending("", text)
+	}
+	for _, s := range p.Services() {
+		for _, text := range config.PendingIn(&s.Service, p.Node().Name) {
+			pending(s.Name, text)
 		}
 	}
 	for _, u := range p.Unattached() {

@@ -1,0 +1,45 @@
+package config
+
+import (
+	"fmt"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+// Pending says which settings are accepted but not in effect in this release, a line each: what, and
+// what happens instead.
+func (c *Config) Pending() []string {
+	var out []string
+	add := func(on bool, text string) {
+		if on {
+			out = append(out, text+" is not in this release")
+		}
+	}
+	add(c.Datapath.Mode == "userspace", "datapath.mode userspace")
+	add(c.Datapath.SocketLB, "datapath.socketLB")
+	add(len(c.Uplinks) > 0, "uplinks: balancing for clients from outside")
+	add(len(c.Nodes) > 0, "nodes: reaching backends on other nodes")
+	add(len(c.Etcd.Endpoints) > 0, "etcd: sharing services between nodes")
+	return out
+}
+
+// PendingIn says the same of one service. node is this node's name.
+func PendingIn(s *lb.Service, node string) []string {
+	var out []string
+	add := func(on bool, format string, args ...any) {
+		if on {
+			out = append(out, fmt.Sprintf(format, args...))
+		}
+	}
+	add(s.Scheduler > lb.Random, "scheduler %s is not in this release: maglev is used", s.Scheduler)
+	add(s.Affinity.Mode == lb.AffinityClientIP, "affinity client-ip holds by hash only: while the set of backends changes, a client may move")
+	add(s.HealthCheck.Type != "none" && s.HealthCheck.Type != "", "healthCheck is not in this release: backends count as healthy")
+	add(s.Outlier.Enabled, "outlier is not in this release")
+	add(s.DSR, "dsr is not in this release")
+	add(s.Accelerate, "accelerate is not in this release")
+	for _, b := range s.Backends {
+		add(b.Node != "" && b.Node != node, "backend %s/%s is on another node, which is not in this release: it gets no connections", b.Node, b.Address)
+		add(b.VLAN.Device != "", "backend %s: vlan is not in this release: it is reached by routing, without a tag", b.Address)
+	}
+	return out
+}

@@ -1,0 +1,47 @@
+package config
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
+
+func TestPendingNamesWhatIsNotInEffect(t *testing.T) {
+	c := Default()
+	if got := c.Pending(); len(got) != 0 {
+		t.Errorf("defaults: %v", got)
+	}
+	c.Uplinks, c.Datapath.SocketLB = []string{"eth0"}, true
+	if got := strings.Join(c.Pending(), "\n"); !strings.Contains(got, "uplinks") || !strings.Contains(got, "socketLB") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestPendingInNamesWhatAServiceWaitsFor(t *testing.T) {
+	plain := lb.Service{Scheduler: lb.Random, HealthCheck: lb.HealthCheck{Type: "none"}, Backends: []lb.Backend{{Address: netip.MustParseAddr("192.0.2.1"), Node: "here"}}}
+	if got := PendingIn(&plain, "here"); len(got) != 0 {
+		t.Errorf("plain service: %v", got)
+	}
+	for want, change := range map[string]func(*lb.Service){
+		"least-conn":  func(s *lb.Service) { s.Scheduler = lb.LeastConn },
+		"affinity":    func(s *lb.Service) { s.Affinity.Mode = lb.AffinityClientIP },
+		"healthCheck": func(s *lb.Service) { s.HealthCheck.Type = "tcp" },
+		"outlier":     func(s *lb.Service) { s.Outlier.Enabled = true },
+		"dsr":         func(s *lb.Service) { s.DSR = true },
+		"accelerate":  func(s *lb.Service) { s.Accelerate = true },
+		"another node": func(s *lb.Service) {
+			s.Backends = append([]lb.Backend{{Address: netip.MustParseAddr("192.0.2.2"), Node: "there"}}, s.Backends...)
+		},
+		"vlan": func(s *lb.Service) {
+			s.Backends = []lb.Backend{{Address: netip.MustParseAddr("192.0.2.2"), VLAN: lb.VLAN{Device: "eth1", ID: 5}}}
+		},
+	} {
+		s := plain
+		change(&s)
+		if got := PendingIn(&s, "here"); len(got) != 1 || !strings.Contains(got[0], want) {
+			t.Errorf("%s: %q", want, got)
+		}
+	}
+}
