@@ -1,0 +1,64 @@
+#!/bin/bash
+# The benchmark (`make bench`, as root): what a packet costs, worlds side by side, CNI, control plane.
+# Tables go to the terminal and to test/bench/out, with a plot. `run.sh quick` takes about two minutes.
+#
+# A sample during which other work used more than FOREIGN percent of the CPUs does not count.
+# Choose parts by PARTS="packets worlds cni control"; ROUNDS, D (seconds a sample), TESTS, WORLDS.
+set -euo pipefail
+. "$(dirname "$0")/places.sh"
+case ${1:-full} in
+full) : "${FOREIGN:=12}" "${ROUNDS:=7}" "${D:=2}" "${PACKET_ROUNDS:=9}" "${CHURN:=1000000}" "${CONTAINERS:=50}" "${CHANGES:=40}" ;;
+quick) : "${FOREIGN:=100}" "${ROUNDS:=1}" "${D:=1}" "${PACKET_ROUNDS:=3}" "${CHURN:=1000000}" "${CONTAINERS:=10}" "${CHANGES:=10}" ;;
+*) echo "usage: run.sh [full|quick]" >&2; exit 2 ;;
+esac
+: "${PARTS:=packets worlds cni control}" "${TESTS:=rrsame crrsame udp streamsame}" "${WORLDS:=direct nftables haproxy tclb}"
+NODE=tb-alone
+export D
+
+cleanup() {
+	local status=$?
+	trap '' INT TERM HUP
+	"$BENCH/topology.sh" down-all || true
+	ip netns delete $NODE 2>/dev/null || true
+	rm -rf "$RUN"
+	exit $status
+}
+
+# A namespace for the parts that need a node and no world.
+alone() {
+	ip netns add $NODE
+	in_ns $NODE ip link set lo up
+	in_ns $NODE ip address add 192.0.2.1/32 dev lo
+	"$@"
+	ip netns delete $NODE
+}
+
+part_packets() { alone in_ns $NODE "$BIN/packetcost" -rounds "$PACKET_ROUNDS" -churn "$CHURN"; }
+part_cni() { alone in_ns $NODE "$BIN/cniadd" -plugin-dir "$ROOT/bin" -n "$CONTAINERS"; }
+part_control() { alone in_ns $NODE "$BIN/control" -proxy "$ROOT/bin/tclb" -changes "$CHANGES"; }
+part_worlds() {
+	local world
+	for world in $WORLDS; do
+		"$BENCH/topology.sh" up "$world"
+		"$BENCH/topology.sh" serve "$world"
+	done
+	for world in $WORLDS; do "$BENCH/peers.sh" "$world" "${world%%-*}"; done
+	sleep 1
+	rm -f "$OUT/worlds.tsv"
+	"$BENCH/rounds.sh" "$OUT/worlds.tsv" "$ROUNDS" "$TESTS" "$WORLDS" >&2
+	"$BIN/kit" plot -foreign "$FOREIGN" "$OUT/worlds.tsv" >"$OUT/worlds.svg"
+	printf '\n# Side by side: %d rounds of %s s, ' "$ROUNDS" "$D"
+	"$BIN/kit" table -foreign "$FOREIGN" "$OUT/worlds.tsv"
+}
+
+[ "$(id -u)" = 0 ] || { echo "the benchmark needs root" >&2; exit 1; }
+for tool in kit packetcost cniadd control; do (cd "$ROOT" && go build -buildvcs=false -o "$BIN/$tool" "./test/bench/$tool"); done
+gcc -O2 -Wall -Wextra -pthread -o "$BIN/load" "$BENCH/load/load.c"
+trap cleanup EXIT
+trap 'exit 130' INT TERM HUP
+"$BENCH/topology.sh" down-all
+{
+	printf '# tclb benchmark, %s, kernel %s, %s CPUs\n' "$(date -u +%F)" "$(uname -r)" "$(nproc)"
+	for part in $PARTS; do "part_$part"; done
+} | tee "$OUT/results.md"
+printf '\nresults: %s\n' "${OUT#"$PWD"/}/results.md"
