@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 )
@@ -52,12 +53,12 @@ func eachWay(t *testing.T, f func(t *testing.T, family int, proto string)) {
 	}
 }
 
-// waitForBackends waits until a service has so many rows (backends by port) in the maps, which is
+// waitForBackends waits until a service (or "" for all) has so many rows (backends by port) in the maps, which is
 // when packets reach them.
 func (n *node) waitForBackends(service string, want int) {
 	n.t.Helper()
 	eventually(n.t, time.Second, fmt.Sprintf("%s has %d backends", service, want), func() error {
-		rows := list[[]backendRow](n, "backend", "list", service)
+		rows := list[[]backendRow](n, strings.Fields("backend list "+service)...)
 		if len(rows) != want {
 			return fmt.Errorf("%d rows: %+v", len(rows), rows)
 		}

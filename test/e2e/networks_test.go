@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -278,7 +279,7 @@ func filterUDP(t *testing.T, n *node, device string, port int32) (passed func() 
 	}
 	defer prog.Close()
 	n.do(func() error {
-		l, err := netlink.LinkByName(device)
+		l, err := netlinksafe.LinkByName(device)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -44,7 +45,7 @@ func newPlace(t *testing.T, name string) *place {
 	}
 	p.closers = append(p.closers, func() { _ = p.space.Close() })
 	p.do(func() error {
-		lo, err := netlink.LinkByName("lo")
+		lo, err := netlinksafe.LinkByName("lo")
 		if err != nil {
 			return err
 		}
@@ -174,7 +175,7 @@ func join(a *place, nameA string, b *place, nameB string, addrsA, addrsB []strin
 func (p *place) configure(name string, addrs ...string) {
 	p.t.Helper()
 	p.do(func() error {
-		l, err := netlink.LinkByName(name)
+		l, err := netlinksafe.LinkByName(name)
 		if err != nil {
 			return err
 		}
@@ -197,7 +198,7 @@ func (p *place) links() []string {
 	p.t.Helper()
 	var out []string
 	p.do(func() error {
-		all, err := netlink.LinkList()
+		all, err := netlinksafe.LinkList()
 		for _, l := range all {
 			out = append(out, l.Attrs().Name)
 		}
