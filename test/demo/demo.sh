@@ -13,7 +13,7 @@ readonly VIP=10.96.0.10
 readonly REQUESTS=${REQUESTS:-1000}
 readonly IMAGE=localhost/$NAME:latest
 
-say() { printf '\n\e[1m%s\e[0m\n' "$*"; }
+say() { if [ -t 1 ]; then printf '\n\e[1m%s\e[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; }
 fail() {
 	echo "demo: $*" >&2
 	exit 1
@@ -215,23 +215,52 @@ check() {
 	for backend; do grep -qx "$backend" "$file" || fail "$backend got no request"; done
 }
 
-stop_one_under_load() {
-	local load
-	in_client "while [ ! -e /tmp/enough ]; do wget -q -O- http://$VIP/ || echo FAILED; done" >$WORK/steady.txt 2>$WORK/steady.err &
+# under_load FILE COMMAND... runs the command a second into a steady load, which goes on a second more.
+# FILE gets all answers, FILE.after those from when the command was done.
+under_load() {
+	local file=$1 load done_at
+	shift
+	in_client "rm -f /tmp/enough; while [ ! -e /tmp/enough ]; do wget -q -O- http://$VIP/ || echo FAILED; done" >"$file" 2>/dev/null &
 	load=$!
 	sleep 1
-	tclb backend drain web $NAME-web2 --wait=20s
-	podman stop $NAME-web2 >/dev/null
-	await_backends 2
-	echo "stopped $NAME-web2   (tclb backend drain web $NAME-web2 --wait && podman stop $NAME-web2)"
-	wc -l <$WORK/steady.txt >$WORK/steady.before
+	"$@"
+	done_at=$(wc -l <"$file")
 	sleep 1
 	in_client ': >/tmp/enough'
 	wait $load || fail "the client ended early"
-	check $WORK/steady.txt web1 web2 web3
-	tail -n +$(($(cat $WORK/steady.before) + 2)) $WORK/steady.txt >$WORK/after.txt
-	check $WORK/after.txt web1 web3
-	! grep -qx web2 $WORK/after.txt || fail "web2 answered after it was stopped"
+	tail -n +$((done_at + 2)) "$file" >"$file.after" # the next one may have been on its way
+}
+
+drain_and_stop() {
+	tclb backend drain web $NAME-web2 --wait=20s
+	podman stop $NAME-web2 >/dev/null
+	await_backends 2
+}
+
+kill_unannounced() {
+	podman kill $NAME-web3 >/dev/null
+	await_backends 1
+}
+
+stop_one() {
+	local file=$WORK/stop.txt
+	under_load $file drain_and_stop
+	spread $file
+	check $file web1 web2 web3
+	check $file.after web1 web3
+	! grep -qx web2 $file.after || fail "web2 answered after it was stopped"
+	echo "  $(wc -l <$file) requests, 0 failed; the last $(wc -l <$file.after) went to the two that are left"
+}
+
+# The client has one request on its way at a time, so one may be in the hands of who is killed.
+kill_one() {
+	local file=$WORK/kill.txt failed
+	under_load $file kill_unannounced
+	spread $file
+	failed=$(grep -cv '^web[123]$' $file || true)
+	[ "$failed" -le 1 ] || fail "$failed requests failed"
+	check $file.after web1
+	echo "  $(wc -l <$file) requests, $failed failed (one can be in flight); the last $(wc -l <$file.after) went to the one that is left"
 }
 
 main() {
@@ -264,10 +293,10 @@ main() {
 	echo "  $(wc -l <$WORK/spread.txt) of $REQUESTS answered, 0 failed, $((SECONDS - began)) s"
 	echo "  from the node itself: $(on_node busybox wget -q -O- http://$VIP/)"
 
-	say "The same without end, while one backend is stopped"
-	stop_one_under_load
-	spread $WORK/steady.txt
-	echo "  $(wc -l <$WORK/steady.txt) requests, 0 failed; $(wc -l <$WORK/after.txt) of them after the stop, to the two that are left"
+	say "Requests without end, while: tclb backend drain web $NAME-web2 --wait && podman stop $NAME-web2"
+	stop_one
+	say "Requests without end, while: podman kill $NAME-web3"
+	kill_one
 	say "tclb service get web"
 	tclb service get web
 }
