@@ -52,30 +52,30 @@ func globalIn(candidates []candidate, a netip.Addr) bool {
 	return slices.ContainsFunc(candidates, func(c candidate) bool { return c.address == a && c.global })
 }
 
+// unusable are addresses that the kernel refuses as a source: not checked for duplicates yet, as on
+// a bridge that has just been made, or found to be one.
+const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+
 // addresses lists those of devices that are up, in the order of the devices.
 func addresses() ([]candidate, error) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
+	all, err := netlinksafe.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
 	var out []candidate
 	for _, i := range interfaces {
 		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || strings.HasPrefix(i.Name, "tclb") {
 			continue
 		}
-		addrs, err := i.Addrs()
-		if err != nil {
-			continue // the device went away meanwhile
-		}
-		for _, a := range addrs {
-			n, ok := a.(*net.IPNet)
-			if !ok {
-				continue
-			}
-			ip, _ := netip.AddrFromSlice(n.IP)
+		for _, a := range all {
+			ip, _ := netip.AddrFromSlice(a.IP)
 			ip = ip.Unmap()
-			if ip.Is6() && ip.IsLinkLocalUnicast() {
-				continue // of no use without a device
+			if a.LinkIndex != i.Index || a.Flags&unusable != 0 || ip.Is6() && ip.IsLinkLocalUnicast() {
+				continue // a link-local one is of no use without a device
 			}
 			out = append(out, candidate{ip, i.Index, ip.IsGlobalUnicast()})
 		}

@@ -207,6 +207,33 @@ func TestFamilyWithoutAddressHasNoRoutes(t *testing.T) {
 	})
 }
 
+// The kernel takes no route from an address that it still checks for duplicates. On a bridge
+// without ports that lasts until a container comes.
+func TestTentativeAddressIsNoSource(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "br0"
+		must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+		dev, err := netlink.LinkByName("br0")
+		must(t, err)
+		must(t, netlink.LinkSetUp(dev))
+		parsed, err := netlink.ParseAddr("2001:db8::1/64")
+		must(t, err)
+		must(t, netlink.AddrAdd(dev, parsed))
+		addrs, err := Addresses()
+		must(t, err)
+		if addrs[1].IsValid() {
+			t.Errorf("%s is the node's address", addrs[1])
+		}
+		must(t, netlink.AddrDel(dev, parsed))
+		parsed.Flags = unix.IFA_F_NODAD
+		must(t, netlink.AddrAdd(dev, parsed))
+		if addrs, err = Addresses(); err != nil || addrs[1] != netip.MustParseAddr("2001:db8::1") {
+			t.Errorf("the node's address is %s, %v", addrs[1], err)
+		}
+	})
+}
+
 func TestNodeAddressPrefersTheDefaultRoute(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
 		if got, err := Addresses(); err != nil || got != [2]netip.Addr{} {
