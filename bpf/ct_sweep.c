@@ -36,9 +36,11 @@ int ct_sweep(struct sweep *ctx)
 {
 	struct sweep s = *ctx;
 
+	s.now = bpf_jiffies64();
 	s.removed = 0;
 	bpf_loop(s.count, sweep_pair, &s, 0);
 	ctx->removed = s.removed;
+	ctx->now = s.now;
 	return 0;
 }
 

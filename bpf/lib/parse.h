@@ -163,7 +163,7 @@ static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *p)
 	if (skb->vlan_present)
 		return PARSED_FOREIGN;
 	parse_linear(skb);
-	p->now = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	p->now = bpf_jiffies64();
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
 		return parse_ipv6(skb, p);
 	data = (void *)(long)skb->data;

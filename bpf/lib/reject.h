@@ -9,7 +9,8 @@
 #include "nat.h"
 
 #define REJECT_TTL 64
-#define REJECT_BURST 256 /* answers a CPU may send at once; one more with every tick */
+#define REJECT_BURST 256   /* answers a CPU may send at once */
+#define REJECT_PER_TICK 4 /* and this many more with every tick */
 
 #define PROTO_ICMP 1
 #define PROTO_ICMPV6 58
@@ -40,7 +41,11 @@ static __always_inline bool reject_allowed(__u32 now)
 	passed = now - b->filled;
 	if ((__s32)passed > 0) {
 		b->filled = now;
-		b->tokens = passed > REJECT_BURST - b->tokens ? REJECT_BURST : b->tokens + passed;
+		if (passed > REJECT_BURST / REJECT_PER_TICK)
+			passed = REJECT_BURST / REJECT_PER_TICK;
+		b->tokens += passed * REJECT_PER_TICK;
+		if (b->tokens > REJECT_BURST)
+			b->tokens = REJECT_BURST;
 	}
 	if (!b->tokens)
 		return false;

@@ -13,10 +13,10 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
-/* A tick is 2^20 ns of the coarse monotonic clock: about a millisecond, one shift to make.
- * Ticks wrap after 52 days and are compared by signed difference.
+/* A tick is a jiffy, the low 32 bits of bpf_jiffies64: the one clock that is read without a call
+ * (where a return is guarded against speculation, a call costs as much as a lookup). Ticks wrap
+ * after 49 days at 1000 Hz and are compared by signed difference.
  */
-#define TICK_SHIFT 20
 
 #define ADDR_LEN 16
 #define MAC_LEN 6
@@ -132,7 +132,7 @@ struct sweep {
 	__u32 service; /* flush: only this service's; 0 = all */
 	__u32 flush;   /* end them however young */
 	__u32 removed; /* out: pairs ended */
-	__u32 now;     /* tick; programs of this type cannot read the coarse clock */
+	__u32 now;     /* out: tick of the call */
 };
 
 /* ---- services ---- */

@@ -6,18 +6,22 @@ import (
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/tc-loadbalancer/tclb/bpf"
 )
 
-// now returns the present tick, of the clock that programs read.
-func now() (uint32, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		return 0, fmt.Errorf("read the clock: %w", err)
+// now returns the present tick as programs read it.
+func (d *Datapath) now() (uint32, error) {
+	ctx, err := d.runSweep(bpf.MapsSweep{})
+	return ctx.Now, err
+}
+
+// runSweep runs ct_sweep once, over at most sweepStep pairs.
+func (d *Datapath) runSweep(ctx bpf.MapsSweep) (bpf.MapsSweep, error) {
+	if _, err := d.progs[ctSweep].Run(&ebpf.RunOptions{Context: &ctx, ContextOut: &ctx}); err != nil {
+		return ctx, fmt.Errorf("run %s: %w", ctSweep, err)
 	}
-	return uint32(uint64(ts.Nano()) >> tickShift), nil
+	return ctx, nil
 }
 
 // highWater returns how many pairs have been used at least once.
@@ -30,7 +34,7 @@ func (d *Datapath) highWater() (uint32, error) {
 // Pairs calls yield with a snapshot of every flow, in no order, until yield returns false. Each
 // pair is consistent in itself; the whole is not frozen.
 func (d *Datapath) Pairs(yield func(Pair) bool) error {
-	tick, err := now()
+	present, err := d.now()
 	if err != nil {
 		return err
 	}
@@ -47,7 +51,7 @@ func (d *Datapath) Pairs(yield func(Pair) bool) error {
 		if atomic.LoadUint32(&v.Life) != life || snapshot.State == 0 {
 			return true
 		}
-		return yield(pairFrom(i, &snapshot, tick))
+		return yield(pairFrom(i, &snapshot, present))
 	})
 }
 
@@ -100,10 +104,6 @@ func (d *Datapath) Sweep(r SweepRequest) (SweepResult, error) {
 	if err != nil || end == 0 {
 		return SweepResult{}, err
 	}
-	tick, err := now()
-	if err != nil {
-		return SweepResult{}, err
-	}
 	todo := r.Max
 	if todo == 0 || todo >= end {
 		todo, d.sweep.next = end, 0
@@ -114,12 +114,13 @@ func (d *Datapath) Sweep(r SweepRequest) (SweepResult, error) {
 			d.sweep.next = 0
 		}
 		step := min(todo-done.Looked, sweepStep, end-d.sweep.next)
-		ctx := bpf.MapsSweep{From: d.sweep.next, Count: step, Service: r.Service, Now: tick}
+		ctx := bpf.MapsSweep{From: d.sweep.next, Count: step, Service: r.Service}
 		if r.Flush {
 			ctx.Flush = 1
 		}
-		if _, err := d.progs[ctSweep].Run(&ebpf.RunOptions{Context: &ctx, ContextOut: &ctx}); err != nil {
-			return done, fmt.Errorf("run %s: %w", ctSweep, err)
+		ctx, err := d.runSweep(ctx)
+		if err != nil {
+			return done, err
 		}
 		d.sweep.next += step
 		done.Looked += step

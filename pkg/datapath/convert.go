@@ -4,24 +4,34 @@ import (
 	"encoding/binary"
 	"math"
 	"net/netip"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tc-loadbalancer/tclb/bpf"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 )
 
-// tickShift is TICK_SHIFT of bpf/lib/types.h: a tick is 2^20 ns.
-const tickShift = 20
-
 // loadFactorUnit is the datapath's 1.0 of a bounded-load factor.
 const loadFactorUnit = 1024
 
+// tick is how long a jiffy is: the resolution of the coarse clocks.
+var tick = sync.OnceValue(func() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil || ts.Nano() <= 0 {
+		return 4 * time.Millisecond
+	}
+	return time.Duration(ts.Nano())
+})
+
+// ticks rounds up: nothing ends early.
 func ticks(d time.Duration) uint32 {
-	return uint32(min(uint64(d)>>tickShift, math.MaxInt32))
+	return uint32(min((d+tick()-1)/tick(), math.MaxInt32))
 }
 
 func fromTicks(t uint32) time.Duration {
-	return time.Duration(t) << tickShift
+	return time.Duration(t) * tick()
 }
 
 // netPort turns a port into the datapath's network-order field and back.

@@ -3,6 +3,7 @@ package datapath
 import (
 	"bytes"
 	"net/netip"
+	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -81,16 +82,15 @@ func TestAServiceWithoutBackendsRefuses(t *testing.T) {
 
 func TestAnswersAreLimitedInRate(t *testing.T) {
 	w := newWorld(t, 1)
-	// One CPU, and a bucket that was filled in the future: it holds three answers and gets no more.
+	// One CPU, and a bucket that holds three answers and gets no more.
 	cpu := unix.CPUSet{}
 	cpu.Set(0)
 	var before unix.CPUSet
 	w.check(unix.SchedGetaffinity(0, &before))
 	w.check(unix.SchedSetaffinity(0, &cpu))
 	t.Cleanup(func() { _ = unix.SchedSetaffinity(0, &before) })
-	var ts unix.Timespec
-	w.check(unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts))
-	bucket := bpf.MapsRejectBucket{Filled: uint32(uint64(ts.Nano())>>20) + 1<<20, Tokens: 3}
+	// Filled in the future, as far as a tick can be.
+	bucket := bpf.MapsRejectBucket{Filled: w.tick() + 1<<30, Tokens: 3}
 	all := make([]bpf.MapsRejectBucket, ebpf.MustPossibleCPU())
 	for i := range all {
 		all[i] = bucket
@@ -108,4 +108,16 @@ func TestAnswersAreLimitedInRate(t *testing.T) {
 	if answered != 3 || w.drops("rate-limited") != 17 {
 		t.Errorf("%d of 20 answered, %d counted as limited", answered, w.drops("rate-limited"))
 	}
+}
+
+// tick reads the programs' clock.
+func (w *world) tick() uint32 {
+	w.t.Helper()
+	p, err := ebpf.LoadPinnedProgram(filepath.Join(w.d.Dir(), "progs", bpf.CtSweepProgCtSweep), nil)
+	w.check(err)
+	defer p.Close()
+	var ctx bpf.MapsSweep
+	_, err = p.Run(&ebpf.RunOptions{Context: &ctx, ContextOut: &ctx})
+	w.check(err)
+	return ctx.Now
 }
