@@ -44,7 +44,7 @@ func (p *proxy) Apply(ctx context.Context, name string, data []byte) ([]string, 
 	if err != nil {
 		return nil, err
 	}
-	dir := p.Config().ServicesDir
+	dir := p.servicesDir
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("write services: %w", err)
 	}

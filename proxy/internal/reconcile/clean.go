@@ -15,6 +15,7 @@ type cleanup struct {
 	keys    []lb.Frontend
 	direct  []lb.Frontend // backends' own addresses that lost a user
 	retire  []uint32
+	stale   []uint32 // to be retired if nobody got them meanwhile
 	allow   []datapath.AllowKey
 	changed []*change
 	removed []*service
@@ -89,7 +90,7 @@ func (r *Reconciler) remove(svc *service, clean *cleanup) {
 	svc.retiring = append(svc.retiring, svc.ids...)
 	svc.ids, svc.direct, svc.allow = nil, nil, nil
 	svc.tables = [2]tables{}
-	svc.applied = nil
+	svc.applied, svc.err = nil, nil
 	clean.removed = append(clean.removed, svc)
 	for family := range familyNames {
 		r.bases.remove(baseName(svc.name, family))
@@ -98,17 +99,10 @@ func (r *Reconciler) remove(svc *service, clean *cleanup) {
 
 // clean takes away what is left over.
 func (r *Reconciler) clean(clean *cleanup) {
-	if err := r.deleteFrontends(clean); err != nil {
-		r.failGeneral("delete", err)
-	} else {
-		r.fineGeneral("delete")
-	}
-	if err := r.retire(clean.retire); err != nil {
-		r.failGeneral("retire", err)
-	} else {
-		r.fineGeneral("retire")
-	}
-	r.deleteAllows(clean.allow)
+	left := &r.leftover
+	r.conclude("delete", r.deleteFrontends(clean), len(left.keys)+len(left.direct))
+	r.conclude("retire", r.retire(append(clean.retire, r.unowned(clean.stale)...)), len(left.stale))
+	r.conclude("allow", r.deleteAllows(clean.allow), len(left.allow))
 	for _, c := range clean.changed {
 		r.settle(c.svc, len(c.errs) == 0)
 	}
@@ -120,6 +114,16 @@ func (r *Reconciler) clean(clean *cleanup) {
 		delete(r.names, svc.id)
 		delete(r.services, svc.name)
 		r.serviceIDs.put(svc.id, r.now())
+	}
+}
+
+// conclude retains the error of a kind of deletion. It is over when nothing is left over.
+func (r *Reconciler) conclude(what string, err error, left int) {
+	switch {
+	case err != nil:
+		r.failGeneral(what, err)
+	case left == 0:
+		r.fineGeneral(what)
 	}
 }
 
@@ -190,7 +194,7 @@ func (r *Reconciler) retire(ids []uint32) error {
 		records[i] = datapath.Backend{Gen: nextGen(r.recordOf(id).Gen)}
 	}
 	if err := r.maps.PutBackends(ids, records); err != nil {
-		r.leftover.retire = append(r.leftover.retire, ids...)
+		r.leftover.stale = append(r.leftover.stale, ids...)
 		return fmt.Errorf("retire backends: %w", err)
 	}
 	for i, id := range ids {
@@ -199,21 +203,36 @@ func (r *Reconciler) retire(ids []uint32) error {
 	return nil
 }
 
+// unowned returns the ids that no service has.
+func (r *Reconciler) unowned(ids []uint32) []uint32 {
+	if len(ids) == 0 {
+		return nil
+	}
+	owned := make(map[uint32]bool)
+	for _, svc := range r.services {
+		for _, id := range svc.ids {
+			owned[id] = true
+		}
+	}
+	return slices.DeleteFunc(ids, func(id uint32) bool { return owned[id] })
+}
+
 // deleteAllows deletes after the frontends are swapped: a service that is open again must not refuse
 // for a moment.
-func (r *Reconciler) deleteAllows(keys []datapath.AllowKey) {
-	r.fineGeneral("allow")
+func (r *Reconciler) deleteAllows(keys []datapath.AllowKey) error {
+	var errs []error
 	for _, k := range keys {
 		if svc := r.services[r.names[k.Service]]; svc != nil && slices.Contains(svc.allow, k) {
 			continue
 		}
 		if err := r.maps.DeleteAllow(k); err != nil {
 			r.leftover.allow = append(r.leftover.allow, k)
-			r.failGeneral("allow", fmt.Errorf("delete allowed source %s: %w", k.Prefix, err))
+			errs = append(errs, fmt.Errorf("delete allowed source %s: %w", k.Prefix, err))
 			continue
 		}
 		delete(r.allows, k)
 	}
+	return errors.Join(errs...)
 }
 
 // settle gives back what no packet can meet any more: regions, and ids that no seat list names.

@@ -108,6 +108,8 @@ func TestFullServicesMapIsReported(t *testing.T) {
 	n := newNode(t, datapath.Sizes{MaxServices: 2})
 	n.apply([]lb.Service{web("a", "10.96.0.1", 1), web("b", "10.96.0.2", 1)})
 	n.wantFull("b")
+	n.apply([]lb.Service{web("a", "10.96.0.1", 1)})
+	n.ok()
 	n.apply([]lb.Service{web("b", "10.96.0.2", 1)})
 	n.now = n.now.Add(time.Hour)
 	n.rec.Retry()
@@ -115,6 +117,26 @@ func TestFullServicesMapIsReported(t *testing.T) {
 	if got := n.rec.Service("b"); got.ID != 1 {
 		t.Errorf("service b has id %d after a made room, want 1", got.ID)
 	}
+}
+
+func TestLateRetirementSparesWhoGotTheID(t *testing.T) {
+	n := newNode(t, datapath.Sizes{MaxBackends: 3})
+	n.apply([]lb.Service{web("a", "10.96.0.1", 2)})
+	n.maps.Fail = func(op string, _ any) error {
+		if op == "PutBackends" {
+			return errInjected
+		}
+		return nil
+	}
+	n.apply([]lb.Service{web("a", "10.96.0.1", 1)})
+	n.maps.Fail = nil
+	n.now = n.now.Add(time.Hour)
+	n.apply([]lb.Service{web("a", "10.96.0.1", 1), webOf("b", "10.96.0.2", "203.0.113.1")})
+	n.now = n.now.Add(time.Hour)
+	n.rec.Retry()
+	n.ok()
+	n.record("198.51.100.1")
+	n.record("203.0.113.1")
 }
 
 func TestReusedServiceIDIsAnotherGeneration(t *testing.T) {

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
@@ -29,9 +30,14 @@ func (r *Reconciler) Apply(s *state.Snapshot) {
 func (r *Reconciler) Retry() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.snapshot != nil {
-		r.pass()
+	if r.snapshot == nil {
+		return
 	}
+	if _, failed := r.general[resyncProblem]; failed {
+		r.resync()
+		return
+	}
+	r.pass()
 }
 
 // NextRetry returns when something that failed should be tried again; false if all is well.
@@ -66,6 +72,7 @@ func (r *Reconciler) pass() {
 		}
 		r.fineGeneral("recover")
 	}
+	r.postpone()
 	all := r.putTimeouts()
 	clean := r.takeLeftover()
 	r.unclaimed = false
@@ -102,6 +109,23 @@ func (r *Reconciler) pass() {
 		r.pruned, r.found = true, nil
 	}
 	r.stats.Applied = r.snapshot.Revision
+}
+
+// postpone sets the next time for problems that this pass is a try at, and drops those of services that
+// nobody wants any more. A pass that solves one clears it.
+func (r *Reconciler) postpone() {
+	now := r.now()
+	for what, p := range r.general {
+		name, ofService := strings.CutPrefix(what, servicePrefix)
+		switch {
+		case ofService && r.snapshot.Service(name) == nil:
+			delete(r.general, what)
+		case !now.Before(p.retryAt):
+			p.retryAt = now.Add(backoff(p.attempts))
+			p.attempts++
+			r.general[what] = p
+		}
+	}
 }
 
 // takeLeftover returns what earlier passes could not take away and nobody wants now.

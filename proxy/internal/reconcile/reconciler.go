@@ -96,7 +96,7 @@ type Reconciler struct {
 	found      *remains // what the maps held at start, until the first pass is done
 
 	general   map[string]problem // by what failed: errors that concern no single service
-	leftover  cleanup            // what could not be taken away, or nobody knows
+	leftover  cleanup            // what could not be taken away, and what nobody knows
 	unclaimed bool               // a service could not be read, so that what it has looks like nobody's
 	suspect   map[uint32]bool    // backends that somebody, probably the plugin, marked gone
 	slots     []uint32           // room to build a table in

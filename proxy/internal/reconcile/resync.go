@@ -11,15 +11,21 @@ import (
 func (r *Reconciler) Resync() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.snapshot == nil {
-		return
+	if r.snapshot != nil {
+		r.resync()
 	}
+}
+
+// resyncProblem names the error of a resync that failed.
+const resyncProblem = "resync"
+
+func (r *Reconciler) resync() {
 	if r.pruned {
 		if err := r.reread(); err != nil {
-			r.failGeneral("resync", fmt.Errorf("read back: %w", err))
+			r.failGeneral(resyncProblem, fmt.Errorf("read back: %w", err))
 			return
 		}
-		r.fineGeneral("resync")
+		r.fineGeneral(resyncProblem)
 	}
 	r.pass()
 }
@@ -118,13 +124,13 @@ func (r *Reconciler) rereadBackends(d *differences) error {
 		r.backends[id] = b
 		d.backends[id] = true
 		if inUse(&b) && !r.backendIDs.used[id] {
-			r.leftover.retire = append(r.leftover.retire, id)
+			r.leftover.stale = append(r.leftover.stale, id)
 		}
 	}
 	for id, b := range actual {
 		r.setRecord(id, b)
 		d.backends[id] = true
-		r.leftover.retire = append(r.leftover.retire, id)
+		r.leftover.stale = append(r.leftover.stale, id)
 	}
 	r.suspect = suspect
 	d.count += len(d.backends)

@@ -126,8 +126,17 @@ func TestFaultsAreRetriedAndHealed(t *testing.T) {
 			if failed == 0 || len(n.rec.Errors()) == 0 {
 				t.Fatalf("%d operations failed, %d errors reported", failed, len(n.rec.Errors()))
 			}
-			if at, ok := n.rec.NextRetry(); !ok || at.Before(n.now) {
-				t.Errorf("next retry %v, %t", at, ok)
+			since := n.now
+			for range 20 {
+				at, ok := n.rec.NextRetry()
+				if !ok || !at.After(n.now) {
+					t.Fatalf("next retry in %v, %t", at.Sub(n.now), ok)
+				}
+				n.now = at
+				n.rec.Retry()
+			}
+			if waited := n.now.Sub(since); waited < 2*time.Minute {
+				t.Errorf("20 tries within %v: they should become rarer", waited)
 			}
 			n.maps.Fail = nil
 			n.now = n.now.Add(time.Hour)

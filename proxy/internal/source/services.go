@@ -64,6 +64,9 @@ func (s *Services) Start(pool, subnets []netip.Prefix) {
 	if s.accepted, err = s.lastGood.Load(); err != nil {
 		s.log.Warn("last good services files are lost", "err", err)
 	}
+	for i := range s.accepted { // they stand for files of the directory, also where those are broken now
+		s.accepted[i].Path = filepath.Join(s.dir, s.accepted[i].Name)
+	}
 	if s.env.Held, err = s.vips.Load(); err != nil {
 		s.log.Warn("assigned VIPs are chosen anew", "err", err)
 	}

@@ -83,55 +83,58 @@ func TestNothingIsPublishedBeforeEverySource(t *testing.T) {
 	}
 }
 
+var seven = 7
+
+// joins are what a service and a container say of each other, and the backends that follow.
+var joins = []struct {
+	name   string
+	change func(*Definition, *registry.Endpoint)
+	want   []string
+}{
+	{"named", func(_ *Definition, e *registry.Endpoint) { e.Services = []string{"web"} }, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
+	{"named twice", func(_ *Definition, e *registry.Endpoint) { e.Services = []string{"web", "web"} }, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
+	{"weight", func(_ *Definition, e *registry.Endpoint) { e.Services, e.Weight = []string{"web"}, &seven }, []string{"node-a/10.88.0.5 weight=7 active ifindex=3"}},
+	{"by name", func(_ *Definition, e *registry.Endpoint) { e.Names = []string{"web"} }, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
+	{"by name on an allowed network", func(d *Definition, e *registry.Endpoint) {
+		e.Names, d.Spec.Networks = []string{"web"}, []string{"net"}
+	}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
+	{"by name on another network", func(d *Definition, e *registry.Endpoint) {
+		e.Names, d.Spec.Networks = []string{"web"}, []string{"other"}
+	}, nil},
+	{"named on another network", func(d *Definition, e *registry.Endpoint) {
+		e.Services, d.Spec.Networks = []string{"web"}, []string{"other"}
+	}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
+	{"names count only where no service is named", func(_ *Definition, e *registry.Endpoint) {
+		e.Services, e.Names = []string{"later"}, []string{"web"}
+	}, nil},
+	{"service without members", func(d *Definition, e *registry.Endpoint) {
+		d.Spec.Members, e.Services = false, []string{"web"}
+	}, nil},
+	{"nobody", func(*Definition, *registry.Endpoint) {}, nil},
+	{"family without VIP", func(_ *Definition, e *registry.Endpoint) {
+		e.Services, e.Addresses = []string{"web"}, []netip.Addr{addr("2001:db8::5")}
+	}, nil},
+	{"one address a family", func(_ *Definition, e *registry.Endpoint) {
+		e.Services, e.Addresses = []string{"web"}, []netip.Addr{addr("10.88.0.5"), addr("10.88.0.6")}
+	}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
+	{"listed by address too", func(d *Definition, e *registry.Endpoint) {
+		e.Services, e.Weight = []string{"web"}, &seven
+		d.Spec.Backends = []lb.Backend{{Address: addr("10.88.0.5"), Weight: 50, State: lb.Draining}}
+	}, []string{"10.88.0.5 weight=50 draining ifindex=3"}},
+	{"listed only", func(d *Definition, _ *registry.Endpoint) {
+		d.Spec.Backends = []lb.Backend{{Address: addr("10.88.0.5"), Weight: 50}}
+	}, []string{"10.88.0.5 weight=50 active ifindex=3"}},
+	{"same address on another node", func(d *Definition, e *registry.Endpoint) {
+		e.Services = []string{"web"}
+		d.Spec.Backends = []lb.Backend{{Address: addr("10.88.0.5"), Node: "node-b", Weight: 50}}
+	}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3", "node-b/10.88.0.5 weight=50 active ifindex=0"}},
+	{"weight 0", func(d *Definition, _ *registry.Endpoint) {
+		d.Spec.Backends = []lb.Backend{{Address: addr("198.51.100.1")}}
+	}, []string{"198.51.100.1 weight=0 maintenance ifindex=0"}},
+}
+
 func TestWhoJoins(t *testing.T) {
-	weight := 7
-	tests := []struct {
-		name   string
-		change func(*Definition, *registry.Endpoint)
-		want   []string
-	}{
-		{"named", func(_ *Definition, e *registry.Endpoint) { e.Services = []string{"web"} }, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
-		{"named twice", func(_ *Definition, e *registry.Endpoint) { e.Services = []string{"web", "web"} }, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
-		{"weight", func(_ *Definition, e *registry.Endpoint) { e.Services, e.Weight = []string{"web"}, &weight }, []string{"node-a/10.88.0.5 weight=7 active ifindex=3"}},
-		{"by name", func(_ *Definition, e *registry.Endpoint) { e.Names = []string{"web"} }, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
-		{"by name on an allowed network", func(d *Definition, e *registry.Endpoint) {
-			e.Names, d.Spec.Networks = []string{"web"}, []string{"net"}
-		}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
-		{"by name on another network", func(d *Definition, e *registry.Endpoint) {
-			e.Names, d.Spec.Networks = []string{"web"}, []string{"other"}
-		}, nil},
-		{"named on another network", func(d *Definition, e *registry.Endpoint) {
-			e.Services, d.Spec.Networks = []string{"web"}, []string{"other"}
-		}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
-		{"names count only where no service is named", func(_ *Definition, e *registry.Endpoint) {
-			e.Services, e.Names = []string{"later"}, []string{"web"}
-		}, nil},
-		{"service without members", func(d *Definition, e *registry.Endpoint) {
-			d.Spec.Members, e.Services = false, []string{"web"}
-		}, nil},
-		{"nobody", func(*Definition, *registry.Endpoint) {}, nil},
-		{"family without VIP", func(_ *Definition, e *registry.Endpoint) {
-			e.Services, e.Addresses = []string{"web"}, []netip.Addr{addr("2001:db8::5")}
-		}, nil},
-		{"one address a family", func(_ *Definition, e *registry.Endpoint) {
-			e.Services, e.Addresses = []string{"web"}, []netip.Addr{addr("10.88.0.5"), addr("10.88.0.6")}
-		}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3"}},
-		{"listed by address too", func(d *Definition, e *registry.Endpoint) {
-			e.Services, e.Weight = []string{"web"}, &weight
-			d.Spec.Backends = []lb.Backend{{Address: addr("10.88.0.5"), Weight: 50, State: lb.Draining}}
-		}, []string{"10.88.0.5 weight=50 draining ifindex=3"}},
-		{"listed only", func(d *Definition, _ *registry.Endpoint) {
-			d.Spec.Backends = []lb.Backend{{Address: addr("10.88.0.5"), Weight: 50}}
-		}, []string{"10.88.0.5 weight=50 active ifindex=3"}},
-		{"same address on another node", func(d *Definition, e *registry.Endpoint) {
-			e.Services = []string{"web"}
-			d.Spec.Backends = []lb.Backend{{Address: addr("10.88.0.5"), Node: "node-b", Weight: 50}}
-		}, []string{"node-a/10.88.0.5 weight=100 active ifindex=3", "node-b/10.88.0.5 weight=50 active ifindex=0"}},
-		{"weight 0", func(d *Definition, _ *registry.Endpoint) {
-			d.Spec.Backends = []lb.Backend{{Address: addr("198.51.100.1")}}
-		}, []string{"198.51.100.1 weight=0 maintenance ifindex=0"}},
-	}
-	for _, tt := range tests {
+	for _, tt := range joins {
 		t.Run(tt.name, func(t *testing.T) {
 			d, e := service("web", "10.96.0.1"), endpoint("c1", 3, "10.88.0.5")
 			tt.change(&d, &e)
