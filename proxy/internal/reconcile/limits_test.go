@@ -46,11 +46,14 @@ func TestFullFrontendsMapKeepsWhatFits(t *testing.T) {
 	n := newNode(t, datapath.Sizes{})
 	n.apply([]lb.Service{web("a", "10.96.0.1", 1)})
 	before := n.table("10.96.0.1")
-	n.maps.MaxFrontends = 5 // a has 3: room for b's VIP and port; not for its backend's address, nor for c
-	n.apply([]lb.Service{web("a", "10.96.0.1", 1), webOf("b", "10.96.0.2", "203.0.113.1"), webOf("c", "10.96.0.3", "203.0.113.2")})
-	n.wantFull("b", "c")
+	n.maps.MaxFrontends = 6 // three each: VIP, port, and the backend's own address
+	two := []lb.Service{web("a", "10.96.0.1", 1), webOf("b", "10.96.0.2", "203.0.113.1")}
+	n.apply(two)
+	n.ok()
+	n.apply(append(two, webOf("c", "10.96.0.3", "203.0.113.2")))
+	n.wantFull("c")
 	if len(n.table("10.96.0.2")) == 0 {
-		t.Error("b has no table, although its frontend fits")
+		t.Error("b lost its table")
 	}
 	if diff := cmp.Diff(before, n.table("10.96.0.1")); diff != "" {
 		t.Errorf("the service that was there changed:\n%s", diff)
