@@ -38,7 +38,7 @@ generate: ## the BPF objects and their Go bindings, bit for bit (clang 19; insta
 
 .PHONY: generate-check
 generate-check: ## fails if `make generate` changes a file
-	before=$$(sha256sum $(sort $(GENERATED))); \
+	@before=$$(sha256sum $(sort $(GENERATED))); \
 	$(MAKE) --no-print-directory generate; \
 	after=$$(sha256sum $$(ls bpf/*_bpfel.* test/bench/*/*_bpfel.* 2>/dev/null | sort)); \
 	diff <(echo "$$before") <(echo "$$after") || { echo "generated files were stale: commit what 'make generate' wrote" >&2; exit 1; }
@@ -47,10 +47,10 @@ generate-check: ## fails if `make generate` changes a file
 install: build ## into PREFIX, CNI_BIN and, with systemd, UNIT_DIR; DESTDIR is honoured
 	install -D -m 755 bin/tclb "$(DESTDIR)$(PREFIX)/bin/tclb"
 	install -D -m 755 bin/tclb-cni "$(DESTDIR)$(CNI_BIN)/tclb-cni"
-	for dir in /usr/lib/cni /usr/libexec/cni; do \
+	@for dir in /usr/lib/cni /usr/libexec/cni; do \
 		if [ -d "$(DESTDIR)$$dir" ] && [ "$$dir" != "$(CNI_BIN)" ]; then ln -sfn "$(CNI_BIN)/tclb-cni" "$(DESTDIR)$$dir/tclb-cni"; fi; \
 	done
-	if [ -f conf/tclb.service ] && { [ -n "$(DESTDIR)" ] || [ -d /run/systemd/system ]; }; then \
+	@if [ -f conf/tclb.service ] && { [ -n "$(DESTDIR)" ] || [ -d /run/systemd/system ]; }; then \
 		install -D -m 644 conf/tclb.service "$(DESTDIR)$(UNIT_DIR)/tclb.service"; \
 		sed -i 's|/usr/local/bin/tclb|$(PREFIX)/bin/tclb|' "$(DESTDIR)$(UNIT_DIR)/tclb.service"; \
 	fi
@@ -91,7 +91,7 @@ bench: build ## the benchmark beside its peers, as root: BENCH=quick for a short
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME
-	$(GO) list ./... | while read -r pkg; do \
+	@$(GO) list ./... | while read -r pkg; do \
 		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
 			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$pkg"; \
 		done; \
@@ -111,7 +111,7 @@ $(GOLANGCI):
 lint: $(GOLANGCI) ## go vet, gofmt, golangci-lint, clang-format
 	.ci/deps lint
 	$(GO) vet ./...
-	unformatted=$$(gofmt -l $(GO_FILES)); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }
+	@unformatted=$$(gofmt -l $(GO_FILES)); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }
 	$(GOLANGCI) run ./...
 	$(CLANG_FORMAT) --dry-run -Werror $(C_FILES)
 
