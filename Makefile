@@ -63,7 +63,7 @@ clean: ## what make wrote
 
 .PHONY: unit
 unit: ## tests that need neither root nor anything installed
-	$(GO) test -count=1 $$($(GO) list ./... | grep -v '/test/\(datapath\|e2e\)')
+	$(GO) test -count=1 $$($(GO) list ./... | grep -v '/test/\(datapath\|e2e\|runtimes\)')
 
 .PHONY: datapath
 datapath: ## the BPF programs on packets; as root
@@ -72,7 +72,7 @@ datapath: ## the BPF programs on packets; as root
 .PHONY: e2e
 e2e: build ## real binaries, namespaces and container runtimes; as root
 	.ci/deps test
-	REQUIRE_ROOT=1 $(GO) test -count=1 -timeout 20m -v ./test/e2e/...
+	REQUIRE_ROOT=1 $(GO) test -count=1 -timeout 20m -v ./test/e2e/... ./test/runtimes/...
 
 .PHONY: test
 test: build ## every test; as root; installs what is missing, skips nothing
