@@ -51,6 +51,7 @@ type MapsBackend struct {
 	Flags   uint8
 	Proto   uint8
 	Weight  uint32
+	Owner   uint32
 }
 
 type MapsBackendFlag uint32
@@ -190,6 +191,7 @@ type MapsEndpoint struct {
 	UpIfindex uint32
 	UpMac     [6]uint8
 	Pad       uint16
+	Owner     uint32
 }
 
 type MapsEndpointKey struct {

@@ -135,7 +135,7 @@ func putEndpoint(dp maps, e registry.Endpoint) error {
 	}
 	for _, a := range e.Addresses {
 		key := datapath.EndpointKey{Address: a, Ifindex: e.HostIfindex}
-		err := dp.PutEndpoint(key, datapath.Endpoint{UpIfindex: e.UpIfindex, UpMAC: [6]byte(mac)})
+		err := dp.PutEndpoint(key, datapath.Endpoint{UpIfindex: e.UpIfindex, UpMAC: [6]byte(mac), Owner: registry.Owner(e.ContainerID)})
 		if errors.Is(err, datapath.ErrFull) {
 			return failure(types.ErrTryAgainLater, err, "this node has no room for another attached container")
 		}

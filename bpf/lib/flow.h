@@ -56,15 +56,19 @@ static __always_inline struct backend *flow_backend(const struct ct_pair *pair)
 	return b && b->gen == pair->backend_gen && b->flags & BACKEND_LIVE ? b : NULL;
 }
 
-/* flow_own checks that a container sends from its own address. */
-__noinline int flow_own(const struct packet *p, __u32 ifindex)
+/* flow_owner returns the container that has the packet's source behind the veth ifindex, or
+ * -DROP_SPOOFED if that is not its address.
+ */
+__noinline int flow_owner(const struct packet *p, __u32 ifindex)
 {
 	struct endpoint_key key ALIGNED = {.ifindex = ifindex};
+	struct endpoint *own;
 
 	if (!p)
 		return -DROP_SPOOFED;
 	addr_copy(key.addr, p->tuple.saddr);
-	return bpf_map_lookup_elem(&endpoints, &key) ? 0 : -DROP_SPOOFED;
+	own = bpf_map_lookup_elem(&endpoints, &key);
+	return own ? (int)own->owner : -DROP_SPOOFED;
 }
 
 /* flow_allowed checks that the service admits the source. */
@@ -79,12 +83,13 @@ __noinline int flow_allowed(const struct packet *p, __u32 service)
 }
 
 /* flow_reply_tuple writes how the backend will answer. The client's own address stays, except
- * that a container reaching itself sees the hairpin address, and that a host reaching what is
- * not attached here sees the VIP: answers to either come back to our programs.
+ * that a container reaching itself, by whichever of its interfaces, sees the hairpin address,
+ * and that a host reaching what is not attached here sees the VIP: answers to either come back
+ * to our programs, and a container never sees a packet from its own address.
  */
 static __always_inline void flow_reply_tuple(struct ct_pair *pair, const struct packet *p,
 					     const struct backend *b, const struct node_settings *s,
-					     __u32 side)
+					     __u32 side, int owner)
 {
 	struct tuple *reply = &pair->half[DIR_REPLY].tuple;
 
@@ -94,7 +99,8 @@ static __always_inline void flow_reply_tuple(struct ct_pair *pair, const struct 
 	addr_copy(reply->saddr, b->addr);
 	reply->sport = b->port;
 	reply->dport = p->tuple.sport;
-	if (addr_equal(b->addr, p->tuple.saddr) && b->flags & BACKEND_LOCAL) {
+	if (b->flags & BACKEND_LOCAL &&
+	    (addr_equal(b->addr, p->tuple.saddr) || (owner > 0 && (int)b->owner == owner))) {
 		pair->flags |= PAIR_HAIRPIN;
 		addr_copy(reply->daddr, addr_is_v4(b->addr) ? s->hairpin4 : s->hairpin6);
 	} else if (side == SIDE_HOST && !(b->flags & BACKEND_LOCAL)) {
@@ -251,7 +257,7 @@ static __always_inline int flow_direct(struct __sk_buff *skb, const struct packe
 /* flow_balance makes the pair of a new flow to a service. */
 static __always_inline int flow_balance(struct __sk_buff *skb, const struct packet *p,
 					const struct frontend *f, const struct node_settings *s,
-					__u32 side, __u32 avoid)
+					__u32 side, int owner, __u32 avoid)
 {
 	__u32 id, index, state = p->tcp_flags & TCP_SYN ? CT_OPENING : CT_ESTABLISHED;
 	struct backend_stat *stat;
@@ -276,7 +282,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	pair->backend_gen = b->gen;
 	if (f->members_len > 1 && !avoid)
 		pair->flags = PAIR_CHOICE;
-	flow_reply_tuple(pair, p, b, s, side);
+	flow_reply_tuple(pair, p, b, s, side, owner);
 	if (side == SIDE_CONTAINER)
 		flow_leave_container(skb, pair, b, s->flags);
 	else
@@ -297,7 +303,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 	struct node_settings *s;
 	struct frontend *f;
 	__u32 zero = 0;
-	int err;
+	int err, owner = 0;
 
 	if (!p)
 		return FLOW_NONE;
@@ -310,8 +316,10 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 		return FLOW_NONE;
 	if (f->kind == FRONTEND_BACKEND)
 		return side == SIDE_CONTAINER ? flow_direct(skb, p) : FLOW_NONE;
-	if (side == SIDE_CONTAINER && s->flags & SETTING_ANTI_SPOOF && (err = flow_own(p, skb->ifindex)))
-		return err;
+	if (side == SIDE_CONTAINER)
+		owner = flow_owner(p, skb->ifindex);
+	if (owner < 0 && s->flags & SETTING_ANTI_SPOOF)
+		return owner;
 	if (f->flags & FRONTEND_ALLOW && (err = flow_allowed(p, f->service)))
 		return err;
 	if (p->tuple.proto == PROTO_TCP) {
@@ -324,7 +332,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 		if (control != TCP_SYN && f->scheduler != SCHED_MAGLEV)
 			return -DROP_NO_PAIR;
 	}
-	return flow_balance(skb, p, f, s, side, avoid);
+	return flow_balance(skb, p, f, s, side, owner, avoid);
 }
 
 /* flow_syn handles a SYN on a pair that exists. Returns whether the pair goes on. */

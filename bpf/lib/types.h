@@ -220,6 +220,7 @@ struct backend {
 	__u8 flags; /* enum backend_flag */
 	__u8 proto;
 	__u32 weight;
+	__u32 owner; /* with BACKEND_LOCAL: the container, as in struct endpoint */
 };
 
 /* Written by BPF, by backend id; reset when the id is given anew. */
@@ -265,6 +266,7 @@ struct endpoint {
 	__u32 up_ifindex;    /* the bridge the veth is a port of; 0: routed */
 	__u8 up_mac[MAC_LEN]; /* where a frame for the host's stack is sent */
 	__u16 pad;
+	__u32 owner; /* a number for the container, the same at all its interfaces; positive */
 };
 
 enum setting_flag {
@@ -320,7 +322,7 @@ _Static_assert(sizeof(struct ct_bucket) == 64, "ct_bucket is one cache line");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
 _Static_assert(sizeof(struct frontend) == 28, "frontend");
 _Static_assert(sizeof(struct service) == 48, "service");
-_Static_assert(sizeof(struct backend) == 44, "backend");
+_Static_assert(sizeof(struct backend) == 48, "backend");
 _Static_assert(sizeof(struct backend_stat) == 48, "backend_stat");
 _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
 _Static_assert(sizeof(struct node_settings) == 88, "node_settings");

@@ -122,6 +122,7 @@ func backendTo(b Backend) bpf.MapsBackend {
 	v := bpf.MapsBackend{
 		Addr: addr16(b.Address), Port: netPort(b.Port), Zone: b.Zone, Gen: b.Gen, Service: b.Service,
 		Ifindex: b.Ifindex, Mac: b.MAC, Proto: uint8(b.Protocol), Weight: b.Weight,
+		Owner: b.Owner,
 	}
 	set := func(on bool, flag bpf.MapsBackendFlag) {
 		if on {
@@ -138,7 +139,7 @@ func backendFrom(v bpf.MapsBackend) Backend {
 	has := func(f bpf.MapsBackendFlag) bool { return v.Flags&uint8(f) != 0 }
 	return Backend{
 		Address: addrFrom(v.Addr), Port: netPort(v.Port), Protocol: lb.Protocol(v.Proto), Zone: v.Zone, Gen: v.Gen,
-		Service: v.Service, Ifindex: v.Ifindex, MAC: v.Mac, Weight: v.Weight,
+		Service: v.Service, Ifindex: v.Ifindex, MAC: v.Mac, Weight: v.Weight, Owner: v.Owner,
 		Live: has(bpf.MapsBackendFlagBACKEND_LIVE), New: has(bpf.MapsBackendFlagBACKEND_NEW), Local: has(bpf.MapsBackendFlagBACKEND_LOCAL),
 	}
 }

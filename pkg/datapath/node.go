@@ -12,7 +12,7 @@ import (
 
 // PutEndpoint records an address of a container that is attached here.
 func (d *Datapath) PutEndpoint(k EndpointKey, e Endpoint) error {
-	key, v := endpointKeyTo(k), bpf.MapsEndpoint{UpIfindex: e.UpIfindex, UpMac: e.UpMAC}
+	key, v := endpointKeyTo(k), bpf.MapsEndpoint{UpIfindex: e.UpIfindex, UpMac: e.UpMAC, Owner: e.Owner}
 	return mapError("write", bpf.MapsMapEndpoints, d.maps[bpf.MapsMapEndpoints].Put(&key, &v))
 }
 
@@ -29,7 +29,7 @@ func (d *Datapath) Endpoints() (map[EndpointKey]Endpoint, error) {
 	var v bpf.MapsEndpoint
 	it := d.maps[bpf.MapsMapEndpoints].Iterate()
 	for it.Next(&k, &v) {
-		out[EndpointKey{addrFrom(k.Addr), k.Ifindex}] = Endpoint{UpIfindex: v.UpIfindex, UpMAC: v.UpMac}
+		out[EndpointKey{addrFrom(k.Addr), k.Ifindex}] = Endpoint{UpIfindex: v.UpIfindex, UpMAC: v.UpMac, Owner: v.Owner}
 	}
 	return out, mapError("read", bpf.MapsMapEndpoints, it.Err())
 }

@@ -58,6 +58,7 @@ type Backend struct {
 	New      bool    // may take new flows
 	Local    bool    // attached here: delivered by Ifindex and MAC
 	Weight   uint32
+	Owner    uint32 // with Local: the container, as in Endpoint
 }
 
 // BackendStat is what the datapath counts for a backend id.
@@ -78,6 +79,7 @@ type EndpointKey struct {
 type Endpoint struct {
 	UpIfindex uint32 // bridge that the veth is a port of; 0 = routed
 	UpMAC     [6]byte
+	Owner     uint32 // registry.Owner of the container: the same at all its interfaces
 }
 
 // AllowKey admits sources in Prefix to a service.

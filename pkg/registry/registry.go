@@ -8,6 +8,7 @@ package registry
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -77,6 +78,13 @@ type Endpoint struct {
 func EndpointID(containerID, ifname string) string {
 	sum := sha256.Sum256([]byte(containerID + "\x00" + ifname))
 	return hex.EncodeToString(sum[:])[:idLen]
+}
+
+// Owner returns a number for a container, the same for all its attachments and never 0, by which the
+// datapath knows that a container reaches itself. It fits into 31 bits.
+func Owner(containerID string) uint32 {
+	sum := sha256.Sum256([]byte(containerID))
+	return binary.BigEndian.Uint32(sum[:4])>>1 | 1
 }
 
 // Dir is an open run directory. It holds no descriptor and no state: processes share the

@@ -85,6 +85,22 @@ func TestAContainerReachesItself(t *testing.T) {
 	})
 }
 
+// A container on two networks is a backend with its other address: to the kernel there, a packet from
+// the container's first address would be a martian.
+func TestAContainerReachesItselfByItsOtherInterface(t *testing.T) {
+	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
+		other := w.containers[0]
+		w.service(1, vips, []container{other})
+		w.change(other, func(b *datapath.Backend) { b.Owner = 77 })
+		w.check(w.d.PutEndpoint(datapath.EndpointKey{Address: w.client.addr[family], Ifindex: w.client.ifindex}, datapath.Endpoint{Owner: 77}))
+		f := w.flow(vips[family], family, proto, 40000)
+		f.establish()
+		if f.backend.ifindex != other.ifindex || f.target.Src.Addr() == f.client.Addr() {
+			t.Errorf("went to %v from %v", f.target.Dst, f.target.Src)
+		}
+	})
+}
+
 func TestHostStackModeLeavesTheWayToTheHost(t *testing.T) {
 	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
 		w.settings(datapath.Settings{HostStack: true})

@@ -129,6 +129,7 @@ func backendRecord(service uint32, k backendKey, b *state.Backend, takesNew bool
 		New:      takesNew,
 		Local:    b.Local(),
 		Weight:   uint32(b.Weight),
+		Owner:    b.Owner,
 	}
 }
 

@@ -171,6 +171,7 @@ func (m *merger) listed(b lb.Backend) Backend {
 func (b *Backend) attach(e *registry.Endpoint) {
 	b.Endpoint = e.ID
 	b.Ifindex = e.HostIfindex
+	b.Owner = registry.Owner(e.ContainerID)
 	if mac, err := net.ParseMAC(e.MAC); err == nil && len(mac) == len(b.MAC) {
 		copy(b.MAC[:], mac)
 	}

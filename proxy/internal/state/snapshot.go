@@ -62,6 +62,7 @@ type Backend struct {
 	// zero for what is not attached here.
 	Ifindex uint32
 	MAC     [6]byte
+	Owner   uint32 // registry.Owner of it
 	// Member says that the container joined by itself: it is in no file.
 	Member bool
 	// Remote says that it is on another node, to which there is no way from here.
