@@ -135,3 +135,44 @@ func TestVIPIsServedByMembers(t *testing.T) {
 		})
 	}
 }
+
+// A container that is its own backend sees itself as the hairpin address: what came from its own
+// would be taken for forged.
+func TestContainerReachesItselfThroughTheVIP(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.writeServices("web.yaml", service("web", vip(10)))
+	n.start()
+	c := n.container(t, "web", n.bridged(conf{"services": []string{"web"}}))
+	c.serve(targetPort)
+	n.waitForBackends("web", 4)
+	hairpin := [2]netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd00:7c1b::1")}
+	eachWay(t, func(t *testing.T, family int, proto string) {
+		if a := c.mustAsk(t, proto, front(vip(10), family)); a.Client.Addr() != hairpin[family] {
+			t.Errorf("it sees client %s, want %s", a.Client, hairpin[family])
+		}
+	})
+}
+
+// Only sources that a service allows get through, from wherever they ask.
+func TestServiceAdmitsAllowedSourcesOnly(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.start()
+	server := n.container(t, "web", n.bridged(conf{"services": []string{"web"}}))
+	server.serve(targetPort)
+	admitted, other := n.container(t, "admitted", n.bridged()), n.container(t, "other", n.bridged())
+	n.writeServices("web.yaml", service("web", vip(10), fmt.Sprintf("allow: [%s/32, \"%s/128\"]", admitted.addr[v4], admitted.addr[v6])))
+	n.waitForBackends("web", 4)
+	hostSource(t, n)
+	eachWay(t, func(t *testing.T, family int, proto string) {
+		admitted.mustAsk(t, proto, front(vip(10), family))
+		for _, p := range []*place{other.place, n.place} {
+			if a, err := p.ask(proto, front(vip(10), family)); err == nil {
+				t.Errorf("%s got through: %+v", p.name, a)
+			}
+		}
+	})
+	n.writeServices("web.yaml", service("web", vip(10)))
+	expectServers(t, other, front(vip(10), v4), server.name)
+}

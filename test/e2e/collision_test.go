@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 )
@@ -54,4 +55,46 @@ func TestOneClientPortByTwoWays(t *testing.T) {
 
 func viaVIP(i int) func(family int) netip.AddrPort {
 	return func(family int) netip.AddrPort { return front(vip(i), family) }
+}
+
+// A connection that gave way in a full table goes on: its next packet leads to the table's choice,
+// which is the backend that it has.
+func TestConnectionSurvivesItsEviction(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "conntrack: {maxEntries: 256}")
+	n.writeServices("web.yaml", service("web", vip(10)))
+	n.start()
+	for i := range 3 {
+		n.container(t, fmt.Sprintf("web%d", i), n.bridged(conf{"services": []string{"web"}})).serve(targetPort)
+	}
+	client, other := n.container(t, "client", n.bridged()), n.container(t, "other", n.bridged())
+	n.waitForBackends("web", 12)
+	for family := range families {
+		t.Run(families[family], func(t *testing.T) {
+			var open []*conn
+			var servers []string
+			for range 6 {
+				c := client.mustDial(t, "tcp", front(vip(10), family), 0)
+				open = append(open, c)
+				servers = append(servers, client.mustHear(t, c).Server)
+			}
+			for range 600 {
+				other.mustAsk(t, "udp", front(vip(10), family))
+			}
+			tracked := list[[]flowRow](n, "conntrack", "list")
+			for _, c := range open {
+				for _, f := range tracked {
+					if f.Client.String() == c.LocalAddr().String() {
+						t.Errorf("%s is tracked still: nothing was tested", f.Client)
+					}
+				}
+			}
+			for i, c := range open {
+				a, err := c.ask()
+				if err != nil || a.Server != servers[i] {
+					t.Errorf("connection %s of %s is answered by %+v, %v", c.LocalAddr(), servers[i], a, err)
+				}
+			}
+		})
+	}
 }

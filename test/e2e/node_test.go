@@ -64,13 +64,11 @@ func newNode(t *testing.T, extra ...string) *node {
 // told their sizes as by a proxy of an earlier boot, for it may come first.
 func (n *node) configureProxy(extra ...string) {
 	n.t.Helper()
-	lines := append([]string{
-		"node: {name: " + n.name + "}",
-		"servicesDir: " + n.services,
-		"conntrack: {maxEntries: 4096}",
-	}, extra...)
-	if !strings.Contains(strings.Join(extra, "\n"), "datapath:") {
-		lines = append(lines, "datapath: {"+smallMaps+"}")
+	lines := append([]string{"node: {name: " + n.name + "}", "servicesDir: " + n.services}, extra...)
+	for key, small := range map[string]string{"datapath": smallMaps, "conntrack": "maxEntries: 4096"} {
+		if !strings.Contains(strings.Join(extra, "\n"), key+":") {
+			lines = append(lines, key+": {"+small+"}")
+		}
 	}
 	n.write(n.cfg, strings.Join(lines, "\n")+"\n")
 	n.write(filepath.Join(n.runDir, "sizes.json"), `{"maxServices":256,"maxBackends":1024,"tableSlots":65536,"maxConntrack":4096}`)
