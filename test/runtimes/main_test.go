@@ -28,9 +28,7 @@ var needed = []string{"podman", "runc", "containerd", "ctr", "busybox", "iptable
 var workDir string // of this run: binaries, image, what machines write
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(actAsInit); dir != "" {
-		beInit(dir)
-	}
+	act()
 	if os.Geteuid() != 0 {
 		if os.Getenv("REQUIRE_ROOT") == "1" {
 			fmt.Fprintln(os.Stderr, "runtimes: needs root")
