@@ -13,15 +13,16 @@
 /* answer_host counts a refusal and tells its sender, by the ingress of tclb0. */
 static __always_inline int answer_host(struct __sk_buff *skb, const struct packet *p, int error)
 {
-	struct nat_target to = {.ifindex = skb->ifindex, .deliver = DELIVER_HOST};
-
 	if (!reject_wanted(error))
 		return verdict_drop(error);
 	verdict_count(error);
 	error = reject_answer(skb, p);
 	if (!error)
 		error = reject_swap_macs(skb);
-	return error ? verdict_drop(error) : deliver_from_host(skb, &to);
+	if (error)
+		return verdict_drop(error);
+	deliver_to_host_type(skb);
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
 /* refuse ends what no flow is for; only packets to a VIP count and are answered. */

@@ -71,7 +71,7 @@ type MapsBackendStat struct {
 	SynRtt     uint32
 	FirstRtt   uint32
 	SynTimeout uint32
-	Resets     uint32
+	Refused    uint32
 }
 
 type MapsCtBucket struct {
@@ -124,10 +124,10 @@ type MapsCtPair struct {
 type MapsCtPairFlag uint32
 
 const (
-	MapsCtPairFlagPAIR_DIRECT  MapsCtPairFlag = 1
-	MapsCtPairFlagPAIR_HAIRPIN MapsCtPairFlag = 2
-	MapsCtPairFlagPAIR_CHOICE  MapsCtPairFlag = 4
-	MapsCtPairFlagPAIR_REFUSED MapsCtPairFlag = 8
+	MapsCtPairFlagPAIR_DIRECT   MapsCtPairFlag = 1
+	MapsCtPairFlagPAIR_HAIRPIN  MapsCtPairFlag = 2
+	MapsCtPairFlagPAIR_REFUSED  MapsCtPairFlag = 4
+	MapsCtPairFlagPAIR_REFUSALS MapsCtPairFlag = 65280
 )
 
 type MapsCtRooms struct {
@@ -244,6 +244,8 @@ type MapsNodeSettings struct {
 	HostIfindex uint32
 	HostMac     [6]uint8
 	Pad         uint16
+	Second      uint32
+	Pad2        uint32
 	Hairpin4    [16]uint8
 	Hairpin6    [16]uint8
 }

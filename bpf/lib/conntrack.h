@@ -117,12 +117,22 @@ static __always_inline int ct_hit_at(__u32 index, __u32 dir, const struct tuple 
 }
 
 /* ct_claim puts entry into a free slot of b. Returns the slot, or NULL. */
-static __always_inline __u64 *ct_claim(struct ct_bucket *b, __u64 entry)
+static __noinline __u64 *ct_claim(struct ct_bucket *b, __u64 entry)
 {
 	for (int i = 0; i < BUCKET_SLOTS; i++)
 		if (!b->slot[i] && !__sync_val_compare_and_swap(&b->slot[i], 0, entry))
 			return &b->slot[i];
 	return NULL;
+}
+
+/* ct_taken returns 1 + the index of the live pair in one bucket that has tuple t, or 0. A function,
+ * like ct_claim, because the programs' call chains share 512 bytes of stack.
+ */
+static __noinline __u32 ct_taken(const struct ct_bucket *b, __u32 tag, const struct tuple *t)
+{
+	struct ct_hit hit;
+
+	return ct_scan(b, tag, t, &hit) ? hit.index + 1 : 0;
 }
 
 /* ct_index_add enters one half of a pair that its caller owns. It returns 0, or 1 + the index
@@ -133,9 +143,8 @@ __noinline int ct_index_add(__u32 index, __u32 dir)
 	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
 	struct ct_bucket *first, *second;
 	const struct tuple *t;
-	struct ct_hit hit;
 	__u64 hash, entry, *slot;
-	__u32 at;
+	__u32 at, other;
 
 	if (!pair)
 		return CT_NO_ROOM;
@@ -153,9 +162,11 @@ __noinline int ct_index_add(__u32 index, __u32 dir)
 	for (int i = 0; i < CT_TRIES; i++) {
 		__u32 version = *(volatile __u32 *)&first->version;
 
-		if (ct_scan(first, ct_tag(hash), t, &hit) ||
-		    (first->spilled && ct_scan(second, ct_tag(hash), t, &hit)))
-			return hit.index + 1;
+		other = ct_taken(first, ct_tag(hash), t);
+		if (!other && first->spilled)
+			other = ct_taken(second, ct_tag(hash), t);
+		if (other)
+			return other;
 		slot = ct_claim(first, entry);
 		if (!slot) {
 			__sync_fetch_and_add(&first->spilled, 1);

@@ -16,9 +16,17 @@
 
 /* What flow_packet says besides -DROP_... : go on with the pair, or not ours. */
 #define FLOW_NONE 0
-#define FLOW_AGAIN(avoid) (-1000 - (int)(avoid))
-#define FLOW_AVOID(flow) (-1000 - (flow))
+#define FLOW_AGAIN(retry) (-1000 - (int)(retry))
+#define FLOW_RETRY(flow) (-1000 - (flow))
 #define FLOW_PAIR(index) ((int)(index) + 1)
+
+/* A retry is the backend that refused a flow, and in its upper byte how many did; 0 for a new flow.
+ * Each costs the client a retransmission: a second, then two.
+ */
+#define RETRY_SHIFT 24
+#define RETRY_BACKEND(retry) ((retry) & ((1 << RETRY_SHIFT) - 1))
+#define RETRY_COUNT(retry) ((retry) >> RETRY_SHIFT)
+#define RETRY_MAX 2
 
 /* Which program asks: decides how the two directions leave. */
 enum flow_side {
@@ -257,7 +265,7 @@ static __always_inline int flow_direct(struct __sk_buff *skb, const struct packe
 /* flow_balance makes the pair of a new flow to a service. */
 static __always_inline int flow_balance(struct __sk_buff *skb, const struct packet *p,
 					const struct frontend *f, const struct node_settings *s,
-					__u32 side, int owner, __u32 avoid)
+					__u32 side, int owner, __u32 retry)
 {
 	__u32 id, index, state = p->tcp_flags & TCP_SYN ? CT_OPENING : CT_ESTABLISHED;
 	struct backend_stat *stat;
@@ -265,7 +273,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	struct backend *b;
 	int chosen, taken;
 
-	chosen = select_backend(f, &p->tuple, avoid);
+	chosen = select_backend(f, &p->tuple, RETRY_BACKEND(retry), p->now, s->second);
 	if (chosen < 0)
 		return chosen;
 	id = chosen;
@@ -280,8 +288,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	pair->service = f->service;
 	pair->backend = id;
 	pair->backend_gen = b->gen;
-	if (f->members_len > 1 && !avoid)
-		pair->flags = PAIR_CHOICE;
+	pair->flags = RETRY_COUNT(retry) << 8 & PAIR_REFUSALS;
 	flow_reply_tuple(pair, p, b, s, side, owner);
 	if (side == SIDE_CONTAINER)
 		flow_leave_container(skb, pair, b, s->flags);
@@ -294,10 +301,9 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 }
 
 /* flow_new handles a packet that no pair knows. A TCP packet in mid-flow gets a pair where the
- * choice is a function of its tuple: it goes where its flow went before. `avoid` is a backend that
- * refused the flow, or 0. Returns FLOW_PAIR, FLOW_NONE or -DROP_...
+ * choice is a function of its tuple: it goes where its flow went before. Returns FLOW_PAIR, FLOW_NONE or -DROP_...
  */
-__noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 side, __u32 avoid)
+__noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 side, __u32 retry)
 {
 	struct frontend_key key ALIGNED = {};
 	struct node_settings *s;
@@ -332,7 +338,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 		if (control != TCP_SYN && f->scheduler != SCHED_MAGLEV)
 			return -DROP_NO_PAIR;
 	}
-	return flow_balance(skb, p, f, s, side, owner, avoid);
+	return flow_balance(skb, p, f, s, side, owner, retry);
 }
 
 /* flow_syn handles a SYN on a pair that exists. Returns whether the pair goes on. */
@@ -351,19 +357,41 @@ static __always_inline bool flow_syn(struct ct_hit *hit, const struct packet *p,
 	return true;
 }
 
-/* flow_refused gives a flow that its backend refuses a second chance: the refusal is not passed on,
+/* flow_another says whether a flow that its backend refuses can go to one that has refused nobody. */
+static __always_inline bool flow_another(const struct ct_pair *pair, __u32 now)
+{
+	const struct tuple *t = &pair->half[DIR_ORIGINAL].tuple;
+	struct frontend_key key ALIGNED = {.port = t->dport, .proto = t->proto};
+	struct node_settings *s;
+	struct frontend *f;
+	__u32 zero = 0;
+
+	addr_copy(key.vip, t->daddr);
+	f = bpf_map_lookup_elem(&frontends, &key);
+	s = bpf_map_lookup_elem(&settings, &zero);
+	return f && s && f->table_len && select_walk(f, 0, pair->backend, now - s->second);
+}
+
+/* flow_refused gives a flow that its backend refuses another chance: the refusal is not passed on,
  * and when the client repeats its SYN, a second later, another backend gets it. So a connection
- * survives a backend that dies between two updates of the table; what nobody serves is refused
- * all the same, by the second backend.
+ * survives a backend that dies, or has not begun to listen, between two updates of the table.
+ * A refusal is remembered, so others do not meet it; when all have refused, it is passed on.
  */
 static __always_inline bool flow_refused(struct ct_hit *hit, const struct packet *p)
 {
 	struct ct_pair *pair = hit->pair;
+	struct backend_stat *stat;
+	__u32 id = pair->backend;
 
-	if (!(p->tcp_flags & TCP_RST) || hit->dir != DIR_REPLY || pair->state != CT_OPENING ||
-	    !(pair->flags & PAIR_CHOICE) || p->ack != pair->half[DIR_ORIGINAL].seq)
+	if (!(p->tcp_flags & TCP_RST) || hit->dir != DIR_REPLY || pair->state != CT_OPENING || !id ||
+	    p->ack != pair->half[DIR_ORIGINAL].seq)
 		return false;
-	pair->flags = (pair->flags & ~PAIR_CHOICE) | PAIR_REFUSED;
+	stat = bpf_map_lookup_elem(&backend_stats, &id);
+	if (stat)
+		stat->refused = p->now ? p->now : 1;
+	if ((pair->flags & PAIR_REFUSALS) >> 8 >= RETRY_MAX || !flow_another(pair, p->now))
+		return false;
+	pair->flags |= PAIR_REFUSED;
 	return true;
 }
 
@@ -401,8 +429,8 @@ static __always_inline void flow_control(struct ct_hit *hit, const struct packet
 }
 
 /* flow_packet handles a packet that has a pair but is not a plain one of an established flow.
- * `place` is index << 1 | dir of the hit. Returns FLOW_PAIR, FLOW_NONE, FLOW_AGAIN of a backend to
- * avoid (or 0) if the pair had to go and the packet begins a new flow, or -DROP_...
+ * `place` is index << 1 | dir of the hit. Returns FLOW_PAIR, FLOW_NONE, FLOW_AGAIN of a retry
+ * (or 0) if the pair had to go and the packet begins a new flow, or -DROP_...
  */
 __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 {
@@ -421,10 +449,13 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 		return -DROP_BACKEND_GONE;
 	if (!b || (hit.dir == DIR_ORIGINAL && (p->tcp_flags & TCP_CONTROL) == TCP_SYN &&
 		   !flow_syn(&hit, p, b))) {
-		__u32 avoid = hit.pair->flags & PAIR_REFUSED ? hit.pair->backend : 0;
+		__u32 retry = 0;
 
+		if (hit.pair->flags & PAIR_REFUSED)
+			retry = hit.pair->backend |
+				(((hit.pair->flags & PAIR_REFUSALS) >> 8) + 1) << RETRY_SHIFT;
 		ct_remove(hit.index, life);
-		return FLOW_AGAIN(avoid);
+		return FLOW_AGAIN(retry);
 	}
 	if (p->tuple.proto == PROTO_TCP) {
 		if (flow_refused(&hit, p))
@@ -449,7 +480,7 @@ static __always_inline int flow_find(struct __sk_buff *skb, const struct packet 
 	}
 	if (flow <= FLOW_AGAIN(0)) {
 		hit->dir = DIR_ORIGINAL;
-		flow = flow_new(skb, p, side, FLOW_AVOID(flow));
+		flow = flow_new(skb, p, side, FLOW_RETRY(flow));
 	}
 	if (flow == FLOW_NONE)
 		return 1;

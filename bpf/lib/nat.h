@@ -15,13 +15,15 @@
 
 /* What a translated packet carries; copied from the pair before anything is written. */
 struct nat_target {
-	struct tuple tuple;
+	__u8 saddr[ADDR_LEN];
+	__u8 daddr[ADDR_LEN];
+	__be16 sport;
+	__be16 dport;
 	__u32 ifindex;
 	__u8 mac[MAC_LEN];
 	__u8 deliver;
 	__u8 pad;
-	__u32 pad2;
-};
+} ALIGNED;
 
 /* nat_target copies where a hit's packet goes. It fails if the pair ended meanwhile. */
 static __always_inline int nat_target(const struct ct_hit *hit, struct nat_target *to)
@@ -29,10 +31,10 @@ static __always_inline int nat_target(const struct ct_hit *hit, struct nat_targe
 	const struct ct_half *mine = &hit->pair->half[hit->dir & 1];
 	const struct tuple *other = &hit->pair->half[!(hit->dir & 1)].tuple;
 
-	addr_copy(to->tuple.saddr, other->daddr);
-	addr_copy(to->tuple.daddr, other->saddr);
-	to->tuple.sport = other->dport;
-	to->tuple.dport = other->sport;
+	addr_copy(to->saddr, other->daddr);
+	addr_copy(to->daddr, other->saddr);
+	to->sport = other->dport;
+	to->dport = other->sport;
 	to->ifindex = mine->ifindex;
 	__builtin_memcpy(to->mac, mine->mac, MAC_LEN);
 	to->deliver = mine->deliver;
@@ -70,7 +72,8 @@ static __always_inline __u64 nat_addr_diff(const __u8 *from, const __u8 *to, boo
 	return sum;
 }
 
-static __always_inline int nat_write_v4(void *data, void *end, const struct tuple *to, __u64 diff)
+static __always_inline int nat_write_v4(void *data, void *end, const struct nat_target *to,
+					__u64 diff)
 {
 	struct iphdr *ip = data + ETH_HLEN;
 
@@ -82,7 +85,7 @@ static __always_inline int nat_write_v4(void *data, void *end, const struct tupl
 	return 0;
 }
 
-static __always_inline int nat_write_v6(void *data, void *end, const struct tuple *to)
+static __always_inline int nat_write_v6(void *data, void *end, const struct nat_target *to)
 {
 	struct ipv6hdr *ip = data + ETH_HLEN;
 
@@ -126,9 +129,9 @@ static __always_inline int nat_translate(struct __sk_buff *skb, const struct pac
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	bool v4 = addr_is_v4(p->tuple.saddr);
-	__u64 addrs = nat_addr_diff(p->tuple.saddr, to->tuple.saddr, v4) +
-		      nat_addr_diff(p->tuple.daddr, to->tuple.daddr, v4);
-	__u32 from = *(const __u32 *)&p->tuple.sport, into = *(const __u32 *)&to->tuple.sport;
+	__u64 addrs = nat_addr_diff(p->tuple.saddr, to->saddr, v4) +
+		      nat_addr_diff(p->tuple.daddr, to->daddr, v4);
+	__u32 from = *(const __u32 *)&p->tuple.sport, into = *(const __u32 *)&to->sport;
 	__be32 *ports = data + (p->l4_off & 0x3ff);
 	int err;
 
@@ -137,7 +140,7 @@ static __always_inline int nat_translate(struct __sk_buff *skb, const struct pac
 	*ports = into;
 	if (nat_write_mac(data, end, to))
 		return -DROP_MALFORMED;
-	err = v4 ? nat_write_v4(data, end, &to->tuple, addrs) : nat_write_v6(data, end, &to->tuple);
+	err = v4 ? nat_write_v4(data, end, to, addrs) : nat_write_v6(data, end, to);
 	if (err)
 		return err;
 	return nat_check(skb, p, nat_fold32(addrs), nat_fold32((__u64)(__u32)~from + into));

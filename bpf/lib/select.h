@@ -69,11 +69,12 @@ static __always_inline __u32 select_arena(__u32 at)
 	return l ? l->at[at & (ARENA_LINE - 1)] : 0;
 }
 
-/* select_seat returns the id of the backend in a seat if it may take new flows and is not the
- * one to avoid, else 0.
+/* select_seat returns the id of the backend in a seat if it may take new flows, is not the one
+ * to avoid and has refused nobody after `since`; else 0.
  */
-static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, __u32 avoid)
+static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, __u32 avoid, __u32 since)
 {
+	struct backend_stat *stat;
 	struct backend *b;
 	__u32 id;
 
@@ -81,7 +82,10 @@ static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, _
 		return 0;
 	id = select_arena(f->members + seat);
 	b = id && id != avoid ? bpf_map_lookup_elem(&backends, &id) : NULL;
-	return b && b->flags & BACKEND_NEW ? id : 0;
+	if (!b || !(b->flags & BACKEND_NEW))
+		return 0;
+	stat = bpf_map_lookup_elem(&backend_stats, &id);
+	return stat && (!stat->refused || (__s32)(stat->refused - since) <= 0) ? id : 0;
 }
 
 /* The scheduler's index rule: the slot where a new flow begins. */
@@ -98,23 +102,40 @@ static __always_inline __u32 select_slot(const struct frontend *f, const struct 
 	return (__u64)h * f->table_len >> 32;
 }
 
-/* select_backend picks the backend of a new flow. A backend that went since the table was built
- * is passed over by the walk that the next table is built with, and so is `avoid`, which
- * refused the flow (0: none). Returns the backend's id, or -DROP_NO_BACKEND.
+/* select_walk looks for a backend from a slot on: its owner, then the walk that the next table is
+ * built with, then everybody. Returns an id, or 0.
  */
-static __always_inline int select_backend(const struct frontend *f, const struct tuple *t, __u32 avoid)
+__noinline int select_walk(const struct frontend *f, __u32 slot, __u32 avoid, __u32 since)
 {
-	__u32 slot, id;
+	__u32 id;
+
+	if (!f)
+		return 0;
+	id = select_seat(f, select_arena(f->table + slot), avoid, since);
+	for (int i = 1; !id && i <= SELECT_WALK; i++)
+		id = select_seat(f, select_arena(f->table + select_probe(slot, i, f->table_len)), avoid, since);
+	for (int i = 0; !id && i < SELECT_SEATS; i++)
+		id = select_seat(f, i, avoid, since);
+	return id;
+}
+
+/* select_backend picks the backend of a new flow. Passed over are one that went since the table was
+ * built, `avoid`, which refused this flow (0: none), and, while there are others, whoever
+ * refused any flow within the last second. Returns the backend's id, or -DROP_NO_BACKEND.
+ */
+static __always_inline int select_backend(const struct frontend *f, const struct tuple *t, __u32 avoid,
+					  __u32 now, __u32 second)
+{
+	__u32 slot;
+	int id;
 
 	if (!f->table_len)
 		return -DROP_NO_BACKEND;
 	slot = select_slot(f, t);
-	id = select_seat(f, select_arena(f->table + slot), avoid);
-	for (int i = 1; !id && i <= SELECT_WALK; i++)
-		id = select_seat(f, select_arena(f->table + select_probe(slot, i, f->table_len)), avoid);
-	for (int i = 0; !id && i < SELECT_SEATS; i++)
-		id = select_seat(f, i, avoid);
-	return id ? (int)id : -DROP_NO_BACKEND;
+	id = select_walk(f, slot, avoid, now - second);
+	if (!id)
+		id = select_walk(f, slot, 0, now + second);
+	return id ? id : -DROP_NO_BACKEND;
 }
 
 #endif

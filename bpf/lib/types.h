@@ -83,8 +83,8 @@ struct ct_half {
 enum ct_pair_flag {
 	PAIR_DIRECT = 1,  /* a flow to a backend's own address: tracked, not balanced */
 	PAIR_HAIRPIN = 2, /* the client is the backend */
-	PAIR_CHOICE = 4,  /* there were other backends, and none has refused the flow yet */
-	PAIR_REFUSED = 8, /* its backend refused: the next SYN goes to another one */
+	PAIR_REFUSED = 4, /* its backend refused: the next SYN goes to another one */
+	PAIR_REFUSALS = 0xff00, /* how many backends refused the flow before this one */
 };
 
 /* Both directions of a flow: one record, one life. Readers check `life` before and after. */
@@ -232,7 +232,7 @@ struct backend_stat {
 	__u32 syn_rtt;	   /* ticks of the handshake, moving average, in 1/16 */
 	__u32 first_rtt;   /* request to first response */
 	__u32 syn_timeout; /* handshakes without an answer */
-	__u32 resets;	   /* RST in answer to a SYN, and ICMP unreachable */
+	__u32 refused;	   /* tick of the last RST in answer to a SYN; 0: never */
 };
 
 /* A client's choice, kept for all ports and VIPs of a service. */
@@ -281,6 +281,8 @@ struct node_settings {
 	__u32 host_ifindex; /* tclb0; 0: no host path */
 	__u8 host_mac[MAC_LEN];
 	__u16 pad;
+	__u32 second; /* in ticks; written with the keys */
+	__u32 pad2;
 	__u8 hairpin4[ADDR_LEN];
 	__u8 hairpin6[ADDR_LEN];
 };
@@ -325,6 +327,6 @@ _Static_assert(sizeof(struct service) == 48, "service");
 _Static_assert(sizeof(struct backend) == 48, "backend");
 _Static_assert(sizeof(struct backend_stat) == 48, "backend_stat");
 _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
-_Static_assert(sizeof(struct node_settings) == 88, "node_settings");
+_Static_assert(sizeof(struct node_settings) == 96, "node_settings");
 
 #endif

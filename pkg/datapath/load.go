@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -243,6 +244,7 @@ func (d *Datapath) initialise(Sizes) error {
 		settings.Keys[i] = binary.NativeEndian.Uint64(random[8*i:]) | 1
 	}
 	settings.Flags = uint32(bpf.MapsSettingFlagSETTING_ANTI_SPOOF)
+	settings.Second = ticks(time.Second)
 	if err := d.maps[bpf.MapsMapSettings].Put(uint32(0), &settings); err != nil {
 		return fmt.Errorf("write settings: %w", err)
 	}
