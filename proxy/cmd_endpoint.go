@@ -8,8 +8,18 @@ import (
 	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
 )
 
-// shortID is how much of a container's id a table shows: what the runtimes' own listings show.
-const shortID = 12
+// hexShown is how much of a random id a table shows: what the runtimes' own listings show.
+const hexShown = 12
+
+// shortID shortens a container's id. With containerd a namespace is before it, and ctr's ids are
+// names, which are not shortened: what is left names the container in commands.
+func shortID(id string) string {
+	start := strings.LastIndexByte(id, '-') + 1
+	if strings.Trim(id[start:], "0123456789abcdef") != "" {
+		return id
+	}
+	return id[:min(start+hexShown, len(id))]
+}
 
 func newEndpoint(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "endpoint", Short: "List the attached containers of this node", RunE: group}
@@ -18,7 +28,7 @@ func newEndpoint(a *app) *cobra.Command {
 }
 
 var endpointColumns = []column[api.Endpoint]{
-	{"CONTAINER", func(e api.Endpoint) string { return e.ContainerID[:min(shortID, len(e.ContainerID))] }},
+	{"CONTAINER", func(e api.Endpoint) string { return shortID(e.ContainerID) }},
 	{"NAME", func(e api.Endpoint) string { return e.Container }},
 	{"IFNAME", func(e api.Endpoint) string { return e.Ifname }},
 	{"HOST-INTERFACE", func(e api.Endpoint) string { return e.HostInterface }},

@@ -164,6 +164,7 @@ func TestPodmanNetworks(t *testing.T) {
 	m.expectAnswers("client", vip, "a", "both")
 	m.client("two", "--network", network+",other")
 	m.expectAnswers("two", vip, "a", "both")
+	m.expectAnswers("both", vip, "a", "both") // itself by its other network, too
 	m.removeContainers("web")
 }
 
