@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -174,15 +175,11 @@ func output(cmd *exec.Cmd, args []string) (string, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer stop()
-	if err := cmd.Wait(); err != nil && !errorsIsWaitDelay(err) {
+	if err := cmd.Wait(); err != nil && !errors.Is(err, exec.ErrWaitDelay) { // conmon keeps the output of podman open
 		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return strings.TrimSpace(stdout.String()), nil
 }
-
-// errorsIsWaitDelay says that a command is done, but what it started keeps its output open, as
-// conmon does.
-func errorsIsWaitDelay(err error) bool { return err == exec.ErrWaitDelay }
 
 // run is try that must succeed.
 func (m *machine) run(args ...string) string {

@@ -147,7 +147,11 @@ func mountMachine(dir string) error {
 		}
 	}
 	for _, m := range []struct{ kind, at string }{
-		{"tmpfs", "/run"}, {"proc", "/proc"}, {"bpf", "/sys/fs/bpf"}, {"tmpfs", "/var/lib/containers"}, {"tmpfs", "/var/lib/containerd"},
+		{"tmpfs", "/run"},
+		{"proc", "/proc"},
+		{"bpf", "/sys/fs/bpf"},
+		{"tmpfs", "/var/lib/containers"},
+		{"tmpfs", "/var/lib/containerd"},
 		{"tmpfs", "/var/lib/cni"},
 	} {
 		if err := os.MkdirAll(m.at, 0o755); err != nil {

@@ -99,8 +99,11 @@ func TestAPodOfCRI(t *testing.T) {
 	pod := call{
 		Verb: "ADD", Conflist: conflist, ID: id, Netns: netns,
 		Args: [][2]string{
-			{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "shop"}, {"K8S_POD_NAME", "web-0"},
-			{"K8S_POD_INFRA_CONTAINER_ID", id}, {"K8S_POD_UID", "uid-1"},
+			{"IgnoreUnknown", "1"},
+			{"K8S_POD_NAMESPACE", "shop"},
+			{"K8S_POD_NAME", "web-0"},
+			{"K8S_POD_INFRA_CONTAINER_ID", id},
+			{"K8S_POD_UID", "uid-1"},
 		},
 		Capabilities: map[string]any{
 			"io.kubernetes.cri.pod-annotations": map[string]string{"tclb.services": "web", "tclb.weight": "3", "other": "x"},

@@ -174,9 +174,11 @@ func TestPodmanTellsServicesByArguments(t *testing.T) {
 	m.write("/etc/tclb/services.d/api.yaml", service("api", "10.96.0.11"))
 	m.startProxy()
 	m.client("client")
-	args := []string{"env", "CNI_ARGS=TCLB_SERVICES=api;TCLB_WEIGHT=5;TCLB_PORT=9090", "podman", "run", "-d", "--name", "a",
+	args := []string{
+		"env", "CNI_ARGS=TCLB_SERVICES=api;TCLB_WEIGHT=5;TCLB_PORT=9090", "podman", "run", "-d", "--name", "a",
 		"--cgroup-parent", "/" + prefix + "podman", "--network-alias", "web", "--label", "tclb.services=web",
-		image, "sh", "-c", strings.ReplaceAll(answering("a"), "8080", "9090")}
+		image, "sh", "-c", strings.ReplaceAll(answering("a"), "8080", "9090"),
+	}
 	m.run(args...)
 	rows := m.waitBackends("api", 1)
 	if rows[0].Weight != 5 || rows[0].Port != 9090 || !rows[0].Local {

@@ -3,7 +3,6 @@ package runtimes
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -64,7 +63,7 @@ type pupil struct {
 func learn(dir string, runtimes ...runtime) *pupil {
 	p := &pupil{}
 	p.Learner = NewLearner(Options{
-		Podman: Off, Containerd: Off, StateDir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Podman: Off, Containerd: Off, StateDir: dir, Log: slog.New(slog.DiscardHandler),
 		Publish: func(e []registry.Endpoint) { p.last = e },
 	})
 	p.runtimes = runtimes
@@ -106,17 +105,20 @@ func TestLabelsReplaceConflistAndNamesOnly(t *testing.T) {
 	}{
 		{"names", l, registry.Endpoint{Names: []string{"x"}}, registry.Endpoint{Services: []string{"web"}, Source: SourceLabels, Weight: &five, Port: 8080}},
 		{
-			"conflist", l, registry.Endpoint{Services: []string{"all"}, Source: registry.SourceConflist},
+			"conflist", l,
+			registry.Endpoint{Services: []string{"all"}, Source: registry.SourceConflist},
 			registry.Endpoint{Services: []string{"web"}, Source: SourceLabels, Weight: &five, Port: 8080},
 		},
 		{"CNI_ARGS", l, args, args},
 		{
-			"annotations", l, registry.Endpoint{Services: []string{"api"}, Source: registry.SourceAnnotations},
+			"annotations", l,
+			registry.Endpoint{Services: []string{"api"}, Source: registry.SourceAnnotations},
 			registry.Endpoint{Services: []string{"api"}, Source: registry.SourceAnnotations},
 		},
 		{"weight alone", Labels{Weight: &five}, registry.Endpoint{Names: []string{"x"}}, registry.Endpoint{Names: []string{"x"}, Weight: &five}},
 		{
-			"weight of CNI_ARGS without services", l, registry.Endpoint{Weight: &nine, Port: 1},
+			"weight of CNI_ARGS without services", l,
+			registry.Endpoint{Weight: &nine, Port: 1},
 			registry.Endpoint{Services: []string{"web"}, Source: SourceLabels, Weight: &nine, Port: 1},
 		},
 		{"no labels", Labels{}, registry.Endpoint{Names: []string{"x"}}, registry.Endpoint{Names: []string{"x"}}},

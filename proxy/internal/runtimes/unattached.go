@@ -3,16 +3,14 @@ package runtimes
 import (
 	"cmp"
 	"encoding/json"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
@@ -130,21 +128,14 @@ func (f *Finder) scan() map[string]view.Unattached {
 // readConflists notes the chained networks of a directory and, as nerdctl has them, of the
 // directories in it.
 func (f *Finder) readConflists(dir string, chained map[string]bool) {
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // missing, or not for us
+	for _, pattern := range []string{"*.conflist", "*/*.conflist"} {
+		paths, _ := filepath.Glob(filepath.Join(dir, pattern)) // the pattern is right
+		for _, path := range paths {
+			if data, err := os.ReadFile(path); err == nil {
+				f.noteChain(data, chained)
+			}
 		}
-		if d.IsDir() && strings.Count(strings.TrimPrefix(path, dir), "/") > 1 {
-			return fs.SkipDir
-		}
-		if filepath.Ext(path) != ".conflist" {
-			return nil
-		}
-		if data, err := os.ReadFile(path); err == nil {
-			f.noteChain(data, chained)
-		}
-		return nil
-	})
+	}
 }
 
 // noteChain notes a network if its conflist has our plugin, with our run directory.
@@ -180,7 +171,7 @@ func (c *cniCache) running() bool {
 
 // isVeth says whether a veth of that name is here. Not the bridge, which outlives containers.
 func isVeth(name string) bool {
-	link, err := netlink.LinkByName(name) // one message, no dump
+	link, err := netlinksafe.LinkByName(name)
 	return err == nil && link.Type() == "veth"
 }
 

@@ -52,7 +52,6 @@ func (v *View) called(format string, args ...any) {
 
 // NewView returns a node with two services, four backends and two containers.
 func NewView() *View {
-	addr := netip.MustParseAddr
 	web := lb.Service{
 		Name: "web", VIPs: []netip.Addr{addr("198.51.100.10"), addr("2001:db8:96::10")},
 		Ports:     []lb.Port{{Name: "http", Protocol: lb.TCP, Port: 80, TargetPort: 8080}},
@@ -82,37 +81,48 @@ func NewView() *View {
 			{ID: 14, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.TCP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2"},
 			{ID: 0, Service: "late", Address: addr("192.0.2.107"), Port: 1, Protocol: lb.TCP},
 		},
-		EndpointValues: []view.Endpoint{
-			{
-				Endpoint: registry.Endpoint{
-					ID: "e2", ContainerID: "f00dfeed0123456789", Ifname: "eth0", HostInterface: "veth2",
-					Network: "backend", Addresses: []netip.Addr{addr("192.0.2.106")}, Attach: "clsact",
-				},
-				Notes: []string{"no default route: VIPs cannot be reached, add one to the network"},
-			},
-			{
-				Endpoint: registry.Endpoint{
-					ID: "e1", ContainerID: "c0ffee0123456789ab", Ifname: "eth0", HostInterface: "veth1", Network: "frontend",
-					Container: "web-1", Addresses: []netip.Addr{addr("192.0.2.105"), addr("2001:db8::5")}, Attach: "tcx",
-				},
-				Joined: []string{"web"},
-			},
-		},
-		FileValues: []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
+		EndpointValues: endpoints(),
+		FileValues:     []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
 		StatusValue: view.Status{
 			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
 			Errors: []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
 			Passes: view.Timing{Count: 3, Total: 1500 * time.Millisecond},
 			Tables: view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
 		},
-		UnattachedValue: []view.Unattached{
-			{ContainerID: "0ddba11", Name: "web-0", Network: "frontend", Ifname: "eth0"},
-			{ContainerID: "5ca1ab1e0123456789", Network: "frontend", Ifname: "eth0"},
-		},
+		UnattachedValue: unattached(),
 		FindingValues: []config.Finding{{
 			File: "/etc/tclb/services.d/web.yaml", Line: 4, Column: 11,
 			Key: "services[0].backends[1].weight", Reason: "1001 is above 1000: want 0 to 1000",
 		}},
+	}
+}
+
+// addr is an address of the documentation.
+var addr = netip.MustParseAddr
+
+func endpoints() []view.Endpoint {
+	return []view.Endpoint{
+		{
+			Endpoint: registry.Endpoint{
+				ID: "e2", ContainerID: "f00dfeed0123456789", Ifname: "eth0", HostInterface: "veth2",
+				Network: "backend", Addresses: []netip.Addr{addr("192.0.2.106")}, Attach: "clsact",
+			},
+			Notes: []string{"no default route: VIPs cannot be reached, add one to the network"},
+		},
+		{
+			Endpoint: registry.Endpoint{
+				ID: "e1", ContainerID: "c0ffee0123456789ab", Ifname: "eth0", HostInterface: "veth1", Network: "frontend",
+				Container: "web-1", Addresses: []netip.Addr{addr("192.0.2.105"), addr("2001:db8::5")}, Attach: "tcx",
+			},
+			Joined: []string{"web"},
+		},
+	}
+}
+
+func unattached() []view.Unattached {
+	return []view.Unattached{
+		{ContainerID: "0ddba11", Name: "web-0", Network: "frontend", Ifname: "eth0"},
+		{ContainerID: "5ca1ab1e0123456789", Network: "frontend", Ifname: "eth0"},
 	}
 }
 
