@@ -19,7 +19,8 @@ static int sweep_pair(__u32 i, struct sweep *s)
 	life = pair->life;
 	if (!(life & 1) || !pair->state)
 		return 0;
-	if (s->flush ? s->service && pair->service != s->service : ct_idle(pair, s->now) <= ct_timeout(pair))
+	if (s->flush ? s->service && pair->service != s->service
+		     : ct_idle(pair, s->now) <= ct_timeout(pair))
 		return 0;
 	state = ct_remove(index, life);
 	if (!state)

@@ -22,7 +22,8 @@ static __always_inline int reply_to_stack(struct __sk_buff *skb, const struct pa
 }
 
 /* A packet with its pair: account, translate, deliver. */
-static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct ct_hit *hit)
+static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,
+				   struct ct_hit *hit)
 {
 	struct nat_target to;
 	int err;

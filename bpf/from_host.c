@@ -40,7 +40,8 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 	return verdict_drop(p->fragment ? -DROP_FRAGMENT : -DROP_UNROUTABLE);
 }
 
-static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct ct_hit *hit)
+static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,
+				   struct ct_hit *hit)
 {
 	struct nat_target to;
 	int err;

@@ -6,7 +6,6 @@
 #include <linux/bpf.h>
 #include "lib/maps.h"
 
-
 /* What no map holds as such does not reach the type information by itself. */
 const struct sweep *export_sweep;
 #define EXPORT(name) const enum name *export_##name

@@ -17,7 +17,8 @@ int to_container(struct __sk_buff *skb)
 	struct ct_hit hit = {};
 	int err;
 
-	if (parse_packet(skb, &p) != PARSED_FLOW || !ct_lookup(&p.tuple, &hit) || hit.dir != DIR_REPLY)
+	if (parse_packet(skb, &p) != PARSED_FLOW || !ct_lookup(&p.tuple, &hit) ||
+	    hit.dir != DIR_REPLY)
 		return verdict_next();
 	if (!flow_hot(&hit, &p)) {
 		int flow = flow_packet(&p, hit.index << 1 | DIR_REPLY, hit.life);

@@ -59,7 +59,7 @@ func startNode(t *testing.T) *node {
 	n := &node{runDir: runDir, view: apitest.NewView(), maps: apitest.NewMaps()}
 	server := api.New(api.Options{
 		View: n.view, Datapath: n.maps, Metrics: http.NotFoundHandler(), Version: "v1.2.3",
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: func() time.Time { return apitest.Now },
+		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return apitest.Now },
 	})
 	listener, err := api.ListenUnix(filepath.Join(runDir, api.SocketName))
 	if err != nil {
@@ -198,10 +198,17 @@ func TestPlacesFromFlagsAndEnvironment(t *testing.T) {
 		{"run directory brings its state", []string{"--run-dir", "/r"}, nil, places{"/sys/fs/bpf/tclb", "/r", "/r/state", "/etc/tclb/tclb.yaml", false}},
 		{"also from the environment", nil, []string{"TCLB_RUN_DIR=/r"}, places{"/sys/fs/bpf/tclb", "/r", "/r/state", "/etc/tclb/tclb.yaml", false}},
 		{"unless a state directory is given", []string{"--run-dir=/r"}, []string{"TCLB_STATE_DIR=/s"}, places{"/sys/fs/bpf/tclb", "/r", "/s", "/etc/tclb/tclb.yaml", false}},
-		{"flags win", []string{"--bpffs=/b", "--run-dir=/r", "--state-dir=/s", "--config=/c"},
-			[]string{"TCLB_BPFFS=/x", "TCLB_RUN_DIR=/x", "TCLB_STATE_DIR=/x", "TCLB_CONFIG=/x"}, places{"/b", "/r", "/s", "/c", true}},
-		{"variables alone", nil,
-			[]string{"TCLB_BPFFS=/b", "TCLB_RUN_DIR=/r", "TCLB_STATE_DIR=/s", "TCLB_CONFIG=/c"}, places{"/b", "/r", "/s", "/c", true}},
+		{
+			"flags win",
+			[]string{"--bpffs=/b", "--run-dir=/r", "--state-dir=/s", "--config=/c"},
+			[]string{"TCLB_BPFFS=/x", "TCLB_RUN_DIR=/x", "TCLB_STATE_DIR=/x", "TCLB_CONFIG=/x"},
+			places{"/b", "/r", "/s", "/c", true},
+		},
+		{
+			"variables alone", nil,
+			[]string{"TCLB_BPFFS=/b", "TCLB_RUN_DIR=/r", "TCLB_STATE_DIR=/s", "TCLB_CONFIG=/c"},
+			places{"/b", "/r", "/s", "/c", true},
+		},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -14,8 +14,8 @@
 #include "maps.h"
 #include "parse.h"
 
-#define CT_TRIES 4	 /* writers that may come between before an insert gives up */
-#define CT_HAND 32	 /* pairs looked at to find a victim in the full main room */
+#define CT_TRIES 4 /* writers that may come between before an insert gives up */
+#define CT_HAND 32 /* pairs looked at to find a victim in the full main room */
 #define CT_NO_ROOM -1
 
 /* Where a packet was found in the table. */
@@ -105,7 +105,8 @@ static __always_inline int ct_lookup(const struct tuple *t, struct ct_hit *hit)
 }
 
 /* ct_hit_at fills hit with a half whose place is known. Returns 1, or 0 if it is not t's any more. */
-static __always_inline int ct_hit_at(__u32 index, __u32 dir, const struct tuple *t, struct ct_hit *hit)
+static __always_inline int ct_hit_at(__u32 index, __u32 dir, const struct tuple *t,
+				     struct ct_hit *hit)
 {
 	hit->index = index;
 	hit->dir = dir & 1;
@@ -175,7 +176,8 @@ __noinline int ct_index_add(__u32 index, __u32 dir)
 				__sync_fetch_and_add(&first->spilled, -1);
 				return CT_NO_ROOM;
 			}
-			if (__sync_val_compare_and_swap(&first->version, version, version + 1) == version)
+			if (__sync_val_compare_and_swap(&first->version, version, version + 1) ==
+			    version)
 				return 0;
 			__sync_val_compare_and_swap(slot, entry, 0);
 			__sync_fetch_and_add(&first->spilled, -1);
@@ -192,7 +194,8 @@ __noinline int ct_index_add(__u32 index, __u32 dir)
 static __always_inline int ct_unclaim(struct ct_bucket *b, __u64 entry)
 {
 	for (int i = 0; i < BUCKET_SLOTS; i++)
-		if (b->slot[i] == entry && __sync_val_compare_and_swap(&b->slot[i], entry, 0) == entry)
+		if (b->slot[i] == entry &&
+		    __sync_val_compare_and_swap(&b->slot[i], entry, 0) == entry)
 			return 1;
 	return 0;
 }

@@ -199,8 +199,8 @@ static __always_inline int flow_index_reply(__u32 index, struct ct_pair *pair)
 			ct_remove(other - 1, life);
 			continue;
 		}
-		pair->half[DIR_REPLY].tuple.dport = bpf_htons(
-			FLOW_PORT_MIN + bpf_get_prandom_u32() % (65536 - FLOW_PORT_MIN));
+		pair->half[DIR_REPLY].tuple.dport =
+			bpf_htons(FLOW_PORT_MIN + bpf_get_prandom_u32() % (65536 - FLOW_PORT_MIN));
 	}
 	return -DROP_NO_PORT;
 }
@@ -383,8 +383,8 @@ static __always_inline bool flow_refused(struct ct_hit *hit, const struct packet
 	struct backend_stat *stat;
 	__u32 id = pair->backend;
 
-	if (!(p->tcp_flags & TCP_RST) || hit->dir != DIR_REPLY || pair->state != CT_OPENING || !id ||
-	    p->ack != pair->half[DIR_ORIGINAL].seq)
+	if (!(p->tcp_flags & TCP_RST) || hit->dir != DIR_REPLY || pair->state != CT_OPENING ||
+	    !id || p->ack != pair->half[DIR_ORIGINAL].seq)
 		return false;
 	stat = bpf_map_lookup_elem(&backend_stats, &id);
 	if (stat)
@@ -452,8 +452,8 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 		__u32 retry = 0;
 
 		if (hit.pair->flags & PAIR_REFUSED)
-			retry = hit.pair->backend |
-				(((hit.pair->flags & PAIR_REFUSALS) >> 8) + 1) << RETRY_SHIFT;
+			retry = hit.pair->backend | (((hit.pair->flags & PAIR_REFUSALS) >> 8) + 1)
+							    << RETRY_SHIFT;
 		ct_remove(hit.index, life);
 		return FLOW_AGAIN(retry);
 	}

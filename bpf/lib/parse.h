@@ -32,9 +32,9 @@
 
 /* What a packet is to us. */
 enum parsed {
-	PARSED_FLOW = 0,     /* TCP or UDP, the tuple is whole */
+	PARSED_FLOW = 0,      /* TCP or UDP, the tuple is whole */
 	PARSED_ADDRESSES = 1, /* IP, but no ports: other protocol or fragment */
-	PARSED_FOREIGN = 2,  /* not IP, tagged, or cut short */
+	PARSED_FOREIGN = 2,   /* not IP, tagged, or cut short */
 };
 
 struct packet {

@@ -9,7 +9,7 @@
 #include "nat.h"
 
 #define REJECT_TTL 64
-#define REJECT_BURST 256   /* answers a CPU may send at once */
+#define REJECT_BURST 256  /* answers a CPU may send at once */
 #define REJECT_PER_TICK 4 /* and this many more with every tick */
 
 #define PROTO_ICMP 1
@@ -64,7 +64,8 @@ static __always_inline bool reject_unicast(const __u8 *addr)
 }
 
 /* reject_ip writes the IP header of an answer that carries len bytes. */
-static __always_inline int reject_ip(struct __sk_buff *skb, const struct packet *p, __u8 proto, __u16 len)
+static __always_inline int reject_ip(struct __sk_buff *skb, const struct packet *p, __u8 proto,
+				     __u16 len)
 {
 	struct iphdr v4 = {};
 	struct ipv6hdr v6 = {};
@@ -92,32 +93,38 @@ static __always_inline int reject_ip(struct __sk_buff *skb, const struct packet 
 /* reject_pseudo sums the pseudo header; the prefixes of mapped addresses add up to zero. */
 static __always_inline __u64 reject_pseudo(const struct packet *p, __u8 proto, __u16 len)
 {
-	return (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&p->tuple, 2 * ADDR_LEN, 0) + bpf_htons(proto) +
-	       (__u64)bpf_htons(len);
+	return (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&p->tuple, 2 * ADDR_LEN, 0) +
+	       bpf_htons(proto) + (__u64)bpf_htons(len);
 }
 
 /* reject_reset turns the packet into a RST for the segment that it was (RFC 9293, 3.10.7.1). */
 static __always_inline int reject_reset(struct __sk_buff *skb, const struct packet *p, __u32 l4)
 {
-	struct tcphdr tcp = {.source = p->tuple.dport, .dest = p->tuple.sport, .doff = sizeof(tcp) / 4, .rst = 1};
+	struct tcphdr tcp = {.source = p->tuple.dport,
+			     .dest = p->tuple.sport,
+			     .doff = sizeof(tcp) / 4,
+			     .rst = 1};
 	__u64 sum;
 
 	if (p->tcp_flags & TCP_ACK) {
 		tcp.seq = bpf_htonl(p->ack);
 	} else {
 		tcp.ack = 1;
-		tcp.ack_seq = bpf_htonl(p->seq + !!(p->tcp_flags & TCP_SYN) + (p->tcp_flags & TCP_FIN));
+		tcp.ack_seq =
+			bpf_htonl(p->seq + !!(p->tcp_flags & TCP_SYN) + (p->tcp_flags & TCP_FIN));
 	}
 	sum = reject_pseudo(p, PROTO_TCP, sizeof(tcp));
 	sum += (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&tcp, sizeof(tcp), 0);
 	tcp.check = ~nat_fold16(sum);
-	if (bpf_skb_change_tail(skb, l4 + sizeof(tcp), 0) || reject_ip(skb, p, PROTO_TCP, sizeof(tcp)))
+	if (bpf_skb_change_tail(skb, l4 + sizeof(tcp), 0) ||
+	    reject_ip(skb, p, PROTO_TCP, sizeof(tcp)))
 		return -DROP_REWRITE;
 	return bpf_skb_store_bytes(skb, l4, &tcp, sizeof(tcp), 0) ? -DROP_REWRITE : 0;
 }
 
 /* reject_unreachable turns the packet into an ICMP port unreachable that quotes it. */
-static __always_inline int reject_unreachable(struct __sk_buff *skb, const struct packet *p, __u32 l4)
+static __always_inline int reject_unreachable(struct __sk_buff *skb, const struct packet *p,
+					      __u32 l4)
 {
 	bool v4 = addr_is_v4(p->tuple.saddr);
 	__u32 quoted = (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) + INNER_L4;
@@ -133,17 +140,21 @@ static __always_inline int reject_unreachable(struct __sk_buff *skb, const struc
 	} else {
 		icmp.type = ICMPV6_UNREACHABLE;
 		icmp.code = ICMPV6_PORT;
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, icmp.quote, sizeof(struct ipv6hdr) + INNER_L4))
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, icmp.quote,
+				       sizeof(struct ipv6hdr) + INNER_L4))
 			return -DROP_REWRITE;
 		sum = reject_pseudo(p, PROTO_ICMPV6, len);
 	}
 	/* What is not quoted is zero, and does not change the sum. */
 	sum += (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), 0);
 	icmp.check = ~nat_fold16(sum);
-	if (bpf_skb_change_tail(skb, l4 + len, 0) || reject_ip(skb, p, v4 ? PROTO_ICMP : PROTO_ICMPV6, len))
+	if (bpf_skb_change_tail(skb, l4 + len, 0) ||
+	    reject_ip(skb, p, v4 ? PROTO_ICMP : PROTO_ICMPV6, len))
 		return -DROP_REWRITE;
 	if (v4)
-		return bpf_skb_store_bytes(skb, l4, &icmp, 8 + sizeof(struct iphdr) + INNER_L4, 0) ? -DROP_REWRITE : 0;
+		return bpf_skb_store_bytes(skb, l4, &icmp, 8 + sizeof(struct iphdr) + INNER_L4, 0)
+			       ? -DROP_REWRITE
+			       : 0;
 	return bpf_skb_store_bytes(skb, l4, &icmp, sizeof(icmp), 0) ? -DROP_REWRITE : 0;
 }
 
@@ -158,12 +169,14 @@ __noinline int reject_answer(struct __sk_buff *skb, const struct packet *p)
 
 	if (!p)
 		return -DROP_REWRITE;
-	l4 = ETH_HLEN + (addr_is_v4(p->tuple.saddr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	l4 = ETH_HLEN +
+	     (addr_is_v4(p->tuple.saddr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 	if (p->l4_off != l4 || p->tcp_flags & TCP_RST || !reject_unicast(p->tuple.saddr))
 		return -DROP_NO_PAIR;
 	if (!reject_allowed(p->now))
 		return -DROP_RATE_LIMITED;
-	err = p->tuple.proto == PROTO_TCP ? reject_reset(skb, p, l4) : reject_unreachable(skb, p, l4);
+	err = p->tuple.proto == PROTO_TCP ? reject_reset(skb, p, l4)
+					  : reject_unreachable(skb, p, l4);
 	if (err)
 		return err;
 	return 0;
@@ -172,8 +185,8 @@ __noinline int reject_answer(struct __sk_buff *skb, const struct packet *p)
 /* reject_wanted says which refusals a client is told of. Who is not allowed is told nothing. */
 static __always_inline bool reject_wanted(int error)
 {
-	return error == -DROP_NO_BACKEND || error == -DROP_NO_FRONTEND || error == -DROP_BACKEND_GONE ||
-	       error == -DROP_NO_PAIR;
+	return error == -DROP_NO_BACKEND || error == -DROP_NO_FRONTEND ||
+	       error == -DROP_BACKEND_GONE || error == -DROP_NO_PAIR;
 }
 
 /* reject_swap_macs sends the frame back where it came from. */

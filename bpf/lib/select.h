@@ -37,7 +37,7 @@ static __always_inline __u32 select_tuple_hash(const struct tuple *t)
 	for (int i = 0; i < 4; i++)
 		h = select_mix(h, tuple_word(t, i));
 	return select_finish(select_mix(h, (__u64)bpf_ntohs(t->sport) << 32 |
-					       (__u32)bpf_ntohs(t->dport) << 16 | t->proto));
+						   (__u32)bpf_ntohs(t->dport) << 16 | t->proto));
 }
 
 /* select_client_hash is sched.ClientHash. */
@@ -72,7 +72,8 @@ static __always_inline __u32 select_arena(__u32 at)
 /* select_seat returns the id of the backend in a seat if it may take new flows, is not the one
  * to avoid and has refused nobody after `since`; else 0.
  */
-static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, __u32 avoid, __u32 since)
+static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, __u32 avoid,
+					 __u32 since)
 {
 	struct backend_stat *stat;
 	struct backend *b;
@@ -113,7 +114,8 @@ __noinline int select_walk(const struct frontend *f, __u32 slot, __u32 avoid, __
 		return 0;
 	id = select_seat(f, select_arena(f->table + slot), avoid, since);
 	for (int i = 1; !id && i <= SELECT_WALK; i++)
-		id = select_seat(f, select_arena(f->table + select_probe(slot, i, f->table_len)), avoid, since);
+		id = select_seat(f, select_arena(f->table + select_probe(slot, i, f->table_len)),
+				 avoid, since);
 	for (int i = 0; !id && i < SELECT_SEATS; i++)
 		id = select_seat(f, i, avoid, since);
 	return id;
@@ -123,8 +125,8 @@ __noinline int select_walk(const struct frontend *f, __u32 slot, __u32 avoid, __
  * built, `avoid`, which refused this flow (0: none), and, while there are others, whoever
  * refused any flow within the last second. Returns the backend's id, or -DROP_NO_BACKEND.
  */
-static __always_inline int select_backend(const struct frontend *f, const struct tuple *t, __u32 avoid,
-					  __u32 now, __u32 second)
+static __always_inline int select_backend(const struct frontend *f, const struct tuple *t,
+					  __u32 avoid, __u32 now, __u32 second)
 {
 	__u32 slot;
 	int id;

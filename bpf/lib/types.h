@@ -81,9 +81,9 @@ struct ct_half {
 };
 
 enum ct_pair_flag {
-	PAIR_DIRECT = 1,  /* a flow to a backend's own address: tracked, not balanced */
-	PAIR_HAIRPIN = 2, /* the client is the backend */
-	PAIR_REFUSED = 4, /* its backend refused: the next SYN goes to another one */
+	PAIR_DIRECT = 1,	/* a flow to a backend's own address: tracked, not balanced */
+	PAIR_HAIRPIN = 2,	/* the client is the backend */
+	PAIR_REFUSED = 4,	/* its backend refused: the next SYN goes to another one */
 	PAIR_REFUSALS = 0xff00, /* how many backends refused the flow before this one */
 };
 
@@ -263,7 +263,7 @@ struct endpoint_key {
 };
 
 struct endpoint {
-	__u32 up_ifindex;    /* the bridge the veth is a port of; 0: routed */
+	__u32 up_ifindex;     /* the bridge the veth is a port of; 0: routed */
 	__u8 up_mac[MAC_LEN]; /* where a frame for the host's stack is sent */
 	__u16 pad;
 	__u32 owner; /* a number for the container, the same at all its interfaces; positive */
@@ -276,8 +276,8 @@ enum setting_flag {
 
 /* The one record that the proxy writes for all programs. */
 struct node_settings {
-	__u64 keys[5]; /* of the flow index; made once with the maps, never changed */
-	__u32 flags; /* enum setting_flag */
+	__u64 keys[5];	    /* of the flow index; made once with the maps, never changed */
+	__u32 flags;	    /* enum setting_flag */
 	__u32 host_ifindex; /* tclb0; 0: no host path */
 	__u8 host_mac[MAC_LEN];
 	__u16 pad;
@@ -296,23 +296,23 @@ struct reject_bucket {
 /* Why a packet was refused: counters in `drops`, the label of tclb_drops_total. */
 enum drop_reason {
 	DROP_NONE = 0,
-	DROP_MALFORMED = 1,	/* headers cut short or contradicting each other */
-	DROP_NO_FRONTEND = 2,	/* a VIP's port that no service listens on */
-	DROP_NO_BACKEND = 3,	/* a service without a backend to send to */
-	DROP_NOT_ALLOWED = 4,	/* source outside `allow` */
-	DROP_SPOOFED = 5,	/* source is not the container's own address */
-	DROP_NO_PORT = 6,	/* no free source port for a translated flow */
-	DROP_NO_PAIR = 7,	/* mid-flow packet of a flow that nobody knows */
-	DROP_BACKEND_GONE = 8,	/* the flow's backend was removed */
-	DROP_FRAGMENT = 9,	/* fragment that cannot be told to a flow */
-	DROP_CT_FULL = 10,	/* no room for a new pair */
-	DROP_REWRITE = 11,	/* the kernel refused to change the packet */
-	DROP_UNROUTABLE = 12,	/* to a VIP, by a protocol that is not balanced */
-	DROP_HOP_LIMIT = 13,	/* TTL or hop limit used up */
-	DROP_BAD_ICMP = 14,	/* ICMP error that quotes no flow or an illegal MTU */
+	DROP_MALFORMED = 1,	 /* headers cut short or contradicting each other */
+	DROP_NO_FRONTEND = 2,	 /* a VIP's port that no service listens on */
+	DROP_NO_BACKEND = 3,	 /* a service without a backend to send to */
+	DROP_NOT_ALLOWED = 4,	 /* source outside `allow` */
+	DROP_SPOOFED = 5,	 /* source is not the container's own address */
+	DROP_NO_PORT = 6,	 /* no free source port for a translated flow */
+	DROP_NO_PAIR = 7,	 /* mid-flow packet of a flow that nobody knows */
+	DROP_BACKEND_GONE = 8,	 /* the flow's backend was removed */
+	DROP_FRAGMENT = 9,	 /* fragment that cannot be told to a flow */
+	DROP_CT_FULL = 10,	 /* no room for a new pair */
+	DROP_REWRITE = 11,	 /* the kernel refused to change the packet */
+	DROP_UNROUTABLE = 12,	 /* to a VIP, by a protocol that is not balanced */
+	DROP_HOP_LIMIT = 13,	 /* TTL or hop limit used up */
+	DROP_BAD_ICMP = 14,	 /* ICMP error that quotes no flow or an illegal MTU */
 	DROP_TUNNEL_SOURCE = 15, /* encapsulated by a stranger */
-	DROP_TUNNEL_MTU = 16,	/* too big for the tunnel and not to be fragmented */
-	DROP_RATE_LIMITED = 17, /* an answer that was not sent */
+	DROP_TUNNEL_MTU = 16,	 /* too big for the tunnel and not to be fragmented */
+	DROP_RATE_LIMITED = 17,	 /* an answer that was not sent */
 	DROP_SECOND_CHANCE = 18, /* a backend's refusal: the client's next SYN goes elsewhere */
 	DROP_REASONS = 19,
 };

@@ -302,7 +302,7 @@ func loadProgram(name string, load func() (*ebpf.CollectionSpec, error), config 
 	if err != nil {
 		var rejected *ebpf.VerifierError
 		if errors.As(err, &rejected) {
-			return nil, fmt.Errorf("load program %s: %+v", name, rejected)
+			return nil, fmt.Errorf("load program %s: %w\n%s", name, err, strings.Join(rejected.Log, "\n"))
 		}
 		return nil, fmt.Errorf("load program %s: %w", name, err)
 	}

@@ -138,7 +138,10 @@ func TestAppendTableKeepsWhatIsThere(t *testing.T) {
 
 func TestMinusLog2(t *testing.T) {
 	for _, c := range []struct{ x, want uint64 }{
-		{1 << 63, 1 << logBits}, {1 << 62, 2 << logBits}, {1, 64 << logBits}, {0, 64 << logBits},
+		{1 << 63, 1 << logBits},
+		{1 << 62, 2 << logBits},
+		{1, 64 << logBits},
+		{0, 64 << logBits},
 		{3 << 62, 6963173}, // log2(4/3) = 0.41503749928
 	} {
 		if got := minusLog2(c.x); got != c.want && got != c.want+1 {

@@ -54,7 +54,11 @@ func TestEqualMembersAreWithinOnePercent(t *testing.T) {
 
 func TestWeightsAreExactToTheSlot(t *testing.T) {
 	for _, weights := range [][]uint32{
-		{1, 2, 7}, {1, 1000}, {1, 1}, {3, 3, 3, 1}, {1000, 999, 998, 1, 1},
+		{1, 2, 7},
+		{1, 1000},
+		{1, 1},
+		{3, 3, 3, 1},
+		{1000, 999, 998, 1, 1},
 		{4294967295, 4294967295, 4294967295, 2147483648},
 	} {
 		b := mustNew(t, weighted(weights...))

@@ -41,7 +41,6 @@ type Attacher func(ifindex int) error
 type Host struct {
 	attach Attacher
 	log    *slog.Logger
-	noIPv6 bool
 }
 
 // New returns a host path that does not exist yet: call Sync.

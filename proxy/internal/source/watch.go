@@ -46,7 +46,7 @@ func Watch(ctx context.Context, dir string, log *slog.Logger, changed func(Chang
 	for {
 		err := w.follow(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // to be stopped is no error
 		}
 		if err != nil && !w.complained {
 			log.Warn("directory cannot be watched, looking again every second", "dir", dir, "err", err)
