@@ -25,9 +25,8 @@ func lifecycleScale() scale {
 }
 
 // TestContainersComeAndGoUnderLoad starts and stops containers of a service at random while a client
-// sends steady requests. Two backends stay. A request fails that is in flight to a container when that
-// is killed, or that meets one that starts and, offered again, one that was killed just then; there
-// is one at a time, so of ten containers that end, at most one may cost a request.
+// sends steady requests. Two backends stay. Every connection must come about. It may be cut if its
+// backend is killed; there is one at a time, and it is short, so few are.
 func TestContainersComeAndGoUnderLoad(t *testing.T) {
 	m := newMachine(t)
 	m.needPodman()
@@ -40,13 +39,15 @@ func TestContainersComeAndGoUnderLoad(t *testing.T) {
 	load := m.steadyLoad("client", vip+":80")
 	killed := m.churn(lifecycleScale())
 	out := load()
-	total, failed := 0, 0
+	total, cuts := 0, 0
 	for line := range strings.Lines(out) {
 		word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		switch word {
-		case refused, cut:
-			failed++
-			t.Logf("failed: %s", line)
+		case refused:
+			t.Errorf("no connection: %s", rest)
+		case cut:
+			cuts++
+			t.Logf("cut: %s", rest)
 		case requested:
 			_, err := fmt.Sscan(rest, &total)
 			m.must(err)
@@ -54,9 +55,9 @@ func TestContainersComeAndGoUnderLoad(t *testing.T) {
 			t.Errorf("the client says %q", line)
 		}
 	}
-	t.Logf("%d requests, %d failed, %d containers ended", total, failed, killed)
-	if failed > 1+killed/10 {
-		t.Errorf("%d requests failed by the end of %d containers", failed, killed)
+	t.Logf("%d requests, %d cut, %d containers ended", total, cuts, killed)
+	if cuts > 1+killed/10 {
+		t.Errorf("%d connections were cut by the end of %d containers", cuts, killed)
 	}
 	if least := 10 * int(lifecycleScale().length/time.Second); total < least {
 		t.Errorf("%d requests, want at least %d", total, least)
@@ -90,10 +91,9 @@ func (m *machine) churn(s scale) int {
 	m.Helper()
 	until := time.Now().Add(s.length)
 	var (
-		group    sync.WaitGroup
-		starting sync.Mutex
-		mu       sync.Mutex
-		ended    int
+		group sync.WaitGroup
+		mu    sync.Mutex
+		ended int
 	)
 	for w := range s.workers {
 		group.Go(func() {
@@ -102,7 +102,7 @@ func (m *machine) churn(s scale) int {
 			for time.Now().Before(until) {
 				// Each worker has its own part of the containers.
 				name := fmt.Sprintf("c%d-%d", w, random.IntN(s.containers/s.workers))
-				if err := m.step(random, &starting, name, running); err != nil {
+				if err := m.step(random, name, running); err != nil {
 					m.Errorf("%s: %v", name, err)
 					return
 				}
@@ -126,20 +126,13 @@ func (m *machine) churn(s scale) int {
 	return ended
 }
 
-// step starts a container that does not run, or ends one that does. A container is a backend from its
-// ADD on, a moment before it listens. A connection that it refuses is offered to one more backend, so at
-// most one may be in that moment.
-func (m *machine) step(random *rand.Rand, starting *sync.Mutex, name string, running map[string]bool) error {
+// step starts a container that does not run, or ends one that does. It is a backend from its ADD until
+// its DEL, and so also in the moments before it listens and after it was killed, when it refuses.
+func (m *machine) step(random *rand.Rand, name string, running map[string]bool) error {
 	if !running[name] {
-		starting.Lock()
-		defer starting.Unlock()
 		_, err := m.try("podman", "run", "-d", "--rm", "--cgroup-parent", "/"+prefix+"podman", "--name", name,
 			"--network-alias", "web", image, "sh", "-c", answering(name))
-		if err != nil {
-			return err
-		}
-		running[name] = true
-		_, err = m.try("podman", "exec", name, "sh", "-c", "until wget -q -O- http://127.0.0.1:8080/; do sleep 0.1; done")
+		running[name] = err == nil
 		return err
 	}
 	delete(running, name)
