@@ -32,7 +32,6 @@ type node struct {
 	proxy       *exec.Cmd // nil while none runs
 	exited      chan error
 	errorsAreOK bool // the proxy's log may have errors
-	containers  int
 }
 
 var nodes atomic.Int32
@@ -130,10 +129,20 @@ func (n *node) log() string {
 	return string(data)
 }
 
+// startTime is what a proxy may take to start on a machine that is busy with other tests: the kernel
+// verifies the programs anew each time.
+const startTime = 30 * time.Second
+
 // ready waits until the proxy has made the maps as they should be.
 func (n *node) ready() {
 	n.t.Helper()
-	eventually(n.t, 10*time.Second, "the proxy is ready", func() error {
+	eventually(n.t, startTime, "the proxy is ready", func() error {
+		select {
+		case err := <-n.exited:
+			n.proxy = nil
+			n.t.Fatalf("the proxy ends: %v", err)
+		default:
+		}
 		status, body, err := n.get("/readyz")
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("/readyz: %d %s", status, body)

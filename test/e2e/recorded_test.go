@@ -50,14 +50,18 @@ func TestRecordedCallsInTheirOrder(t *testing.T) {
 		{"podman-add-failed", "podman-del-after-failed-add"},
 		{"podman-add-multi-eth0", "podman-add-multi-eth1"},
 		{"podman-add", "podman-add-netconnect"},
-		{"podman-add-031-dual"}, {"podman-add-040-dual"}, {"podman-add-pod"}, {"podman-add-kube"},
+		{"podman-add-031-dual"},
+		{"podman-add-040-dual"},
+		{"podman-add-pod"},
+		{"podman-add-kube"},
 		{"containerd-ctr-add-fg", "containerd-ctr-del-fg"},
 		{"containerd-ctr-add"}, // its DEL never comes
 		{"containerd-cri-add", "containerd-cri-del-1", "containerd-cri-del-2"},
 		{"crio-version", "crio-status", "crio-gc", "crio-add", "crio-check", "crio-del"},
 		{"nomad-add", "nomad-check-agent-restart", "nomad-del"},
 		{"libcni110-version", "libcni110-status", "libcni110-add", "libcni110-check"},
-		{"shape-ptp-add"}, {"shape-bridge-bandwidth-firewall-add"},
+		{"shape-ptp-add"},
+		{"shape-bridge-bandwidth-firewall-add"},
 	} {
 		t.Run(order[0], func(t *testing.T) { n.replay(t, order) })
 	}

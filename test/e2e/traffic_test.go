@@ -154,14 +154,6 @@ func (c *conn) ask() (answer, error) {
 	return parseAnswer(line)
 }
 
-// port is the client's.
-func (c *conn) port() int {
-	_, port, _ := net.SplitHostPort(c.LocalAddr().String())
-	var n int
-	_, _ = fmt.Sscan(port, &n)
-	return n
-}
-
 // ask makes one request on a connection of its own.
 func (p *place) ask(network string, to netip.AddrPort) (answer, error) {
 	c, err := p.dial(network, to, 0)
