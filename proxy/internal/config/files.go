@@ -30,8 +30,8 @@ func Load(path string, explicit bool) (*Config, []Finding, error) {
 // ReadDir reads the services files of a directory, in lexical order. A file that cannot be read is
 // one with a finding; an error concerns the directory itself.
 //
-// known are files of an earlier call: those with the same content are returned as they are, so a
-// change costs what the changed file costs. It may be nil.
+// known are files of an earlier call: those with the same content are returned as they are, and of
+// others the services that did not change, so a change costs what it changes. It may be nil.
 func ReadDir(dir string, known []File) ([]File, error) {
 	entries, err := os.ReadDir(dir) // sorted by name
 	if err != nil {
@@ -54,6 +54,8 @@ func ReadDir(dir string, known []File) ([]File, error) {
 			files = append(files, unreadable(e.Name(), path, err))
 		case ok && old.Path == path && old.Data != nil && bytes.Equal(old.Data, data):
 			files = append(files, old)
+		case ok && old.Path == path:
+			files = append(files, ReparseServices(old, data))
 		default:
 			files = append(files, ParseServices(e.Name(), path, data))
 		}
