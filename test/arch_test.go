@@ -93,7 +93,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 func TestPluginLinksNoServer(t *testing.T) {
 	forbidden := []string{
 		"net/http", "crypto/tls", "html/template", "go.yaml.in", "gopkg.in/yaml.v3", "github.com/prometheus",
-		"github.com/spf13", "go.etcd.io", "google.golang.org/grpc", "github.com/fsnotify", "testing",
+		"github.com/spf13", "go.etcd.io", "google.golang.org/grpc", "testing",
 	}
 	direct := []string{
 		module, "github.com/cilium/ebpf", "github.com/containernetworking", "github.com/vishvananda", "golang.org/x/sys",

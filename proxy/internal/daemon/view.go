@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -162,13 +163,18 @@ func (p *proxy) SetWeight(ctx context.Context, service, backend string, weight *
 func (p *proxy) commanded(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, state.ErrNoService):
-		return fmt.Errorf("%w: %w: tclb service list shows them", err, view.ErrNoService)
+		return inViewsWords(err, state.ErrNoService, view.ErrNoService, "tclb service list shows them")
 	case errors.Is(err, state.ErrNoBackend):
-		return fmt.Errorf("%w: %w: tclb backend list shows them", err, view.ErrNoBackend)
+		return inViewsWords(err, state.ErrNoBackend, view.ErrNoBackend, "tclb backend list shows them")
 	case err != nil:
 		return err
 	}
 	return p.waitApplied(ctx)
+}
+
+// inViewsWords replaces the cause at the end of err by the view's sentinel, and adds what to do.
+func inViewsWords(err, cause, sentinel error, advice string) error {
+	return fmt.Errorf("%s: %w: %s", strings.TrimSuffix(err.Error(), ": "+cause.Error()), sentinel, advice)
 }
 
 // Flush implements view.View.
