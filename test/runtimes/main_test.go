@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +51,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "runtimes:", err)
 		return 1
 	}
-	defer removeGroups()
+	defer removeGroups(groups())
 	return m.Run()
 }
 
@@ -97,11 +98,25 @@ func makeRoot(root string) error {
 	return nil
 }
 
-// removeGroups removes the control groups that runtimes leave behind when they are killed.
-func removeGroups() {
-	for _, pattern := range []string{"/sys/fs/cgroup/*/" + prefix + "*/*", "/sys/fs/cgroup/*/" + prefix + "*", "/sys/fs/cgroup/" + prefix + "*"} {
-		dirs, _ := filepath.Glob(pattern)
-		for _, dir := range dirs {
+// groups lists the control groups in which the runtimes put containers, inner ones first.
+func groups() []string {
+	var out []string
+	for _, parent := range []string{prefix + "*", "default", "libpod_parent"} {
+		for _, below := range []string{"/*/*", "/*", ""} {
+			for _, top := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+				dirs, _ := filepath.Glob(top + parent + below) // the pattern is right
+				out = append(out, dirs...)
+			}
+		}
+	}
+	return out
+}
+
+// removeGroups removes the control groups that were not there before: runtimes that are killed leave
+// them. One that is in use cannot be removed.
+func removeGroups(before []string) {
+	for _, dir := range groups() {
+		if !slices.Contains(before, dir) {
 			_ = unix.Rmdir(dir)
 		}
 	}
