@@ -99,6 +99,11 @@ func datapathFailure(err error) error {
 	if errors.As(err, &layout) {
 		return failure(types.ErrTryAgainLater, nil, "%s", err)
 	}
+	var rejected *ebpf.VerifierError
+	if errors.As(err, &rejected) {
+		return failure(codeDatapath, err, "this kernel's verifier refuses tclb's programs: "+
+			"please report it with the details and the output of uname -r")
+	}
 	return failure(codeDatapath, err, "tclb's BPF maps and programs cannot be used: "+
 		"the runtime needs root or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and a bpffs at the conflist's \"bpffs\"")
 }
