@@ -52,7 +52,12 @@ func (p *proxy) followHost(ctx context.Context) error {
 	said := ""
 	for {
 		text := ""
-		if err := p.syncHost(); err != nil {
+		err := p.syncHost()
+		if err != nil { // perhaps an address or a device that went away under our hands
+			pause(ctx, hostPause)
+			err = p.syncHost()
+		}
+		if err != nil && ctx.Err() == nil {
 			if text = err.Error(); text != said {
 				p.Log.Error("the host itself may not reach VIPs", "err", err)
 			}
