@@ -58,7 +58,10 @@ func eachWay(t *testing.T, f func(t *testing.T, family int, proto string)) {
 func (n *node) waitForBackends(service string, want int) {
 	n.t.Helper()
 	eventually(n.t, time.Second, fmt.Sprintf("%s has %d backends", service, want), func() error {
-		rows := list[[]backendRow](n, strings.Fields("backend list "+service)...)
+		rows, err := tryList[[]backendRow](n, strings.Fields("backend list "+service)...)
+		if err != nil {
+			return err // the service itself may be new
+		}
 		if len(rows) != want {
 			return fmt.Errorf("%d rows: %+v", len(rows), rows)
 		}

@@ -253,13 +253,25 @@ func (n *node) mustTclb(args ...string) string {
 	return r.stdout
 }
 
-// list decodes what a command prints with -o json.
+// tryList decodes what a command prints with -o json.
+func tryList[T any](n *node, args ...string) (out T, err error) {
+	n.t.Helper()
+	r := n.tclb(append(args, "-o", "json")...)
+	if r.status != 0 {
+		return out, fmt.Errorf("tclb %v: exit status %d: %s", args, r.status, r.stderr)
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &out); err != nil {
+		return out, fmt.Errorf("tclb %v printed %s: %w", args, r.stdout, err)
+	}
+	return out, nil
+}
+
+// list is tryList for commands that must succeed.
 func list[T any](n *node, args ...string) T {
 	n.t.Helper()
-	var out T
-	text := n.mustTclb(append(args, "-o", "json")...)
-	if err := json.Unmarshal([]byte(text), &out); err != nil {
-		n.t.Fatalf("tclb %v printed %s: %v", args, text, err)
+	out, err := tryList[T](n, args...)
+	if err != nil {
+		n.t.Fatal(err)
 	}
 	return out
 }
