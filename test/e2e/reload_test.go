@@ -12,13 +12,17 @@ import (
 // felt is how soon packets must feel a change.
 const felt = time.Second
 
+// inFlight bounds a request that may be on its way to a backend while that is removed: it is lost,
+// and must not hide how soon the next ones feel the change.
+const inFlight = felt / 4
+
 // expectServers polls with requests until exactly these servers answer.
 func expectServers(t *testing.T, client *container, to netip.AddrPort, servers ...string) {
 	t.Helper()
 	eventually(t, felt, fmt.Sprintf("%s is served by %v", to, servers), func() error {
 		got := map[string]int{}
 		for range 16 * len(servers) {
-			a, err := client.ask("tcp", to)
+			a, err := client.askWithin("tcp", to, inFlight)
 			if err != nil {
 				return err
 			}

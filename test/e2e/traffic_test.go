@@ -140,8 +140,10 @@ func reuse(_, _ string, raw syscall.RawConn) error {
 }
 
 // ask makes one request.
-func (c *conn) ask() (answer, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+func (c *conn) ask() (answer, error) { return c.askWithin(patience) }
+
+func (c *conn) askWithin(d time.Duration) (answer, error) {
+	if err := c.SetDeadline(time.Now().Add(d)); err != nil {
 		return answer{}, err
 	}
 	if _, err := c.Write([]byte("who\n")); err != nil {
@@ -156,12 +158,16 @@ func (c *conn) ask() (answer, error) {
 
 // ask makes one request on a connection of its own.
 func (p *place) ask(network string, to netip.AddrPort) (answer, error) {
+	return p.askWithin(network, to, patience)
+}
+
+func (p *place) askWithin(network string, to netip.AddrPort, d time.Duration) (answer, error) {
 	c, err := p.dial(network, to, 0)
 	if err != nil {
 		return answer{}, err
 	}
 	defer c.Close()
-	a, err := c.ask()
+	a, err := c.askWithin(d)
 	if err != nil {
 		return answer{}, fmt.Errorf("ask %s from %s: %w", to, c.LocalAddr(), err)
 	}
