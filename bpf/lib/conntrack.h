@@ -340,8 +340,9 @@ static __always_inline __u32 ct_timeout(const struct ct_pair *pair)
 	return svc->timeouts[which];
 }
 
-/* ct_evict makes room in the main room: an expired pair, else the one idle longest of those
- * that a moving hand passes.
+/* ct_evict makes room in the main room: an expired pair, else the one idle longest of the next ones
+ * from the hand on. The hand goes on behind the victim: among flows that are idle alike it then
+ * takes one after the other, so that new flows lie side by side in memory.
  */
 __noinline int ct_evict(__u32 now)
 {
@@ -351,7 +352,7 @@ __noinline int ct_evict(__u32 now)
 	if (!rooms)
 		return 0;
 	used = rooms->high_water < config.pairs ? rooms->high_water : config.pairs;
-	hand = __sync_fetch_and_add(&rooms->clock, CT_HAND);
+	hand = rooms->clock;
 	for (int i = 0; i < CT_HAND && used; i++) {
 		__u32 index = (hand + i) % used, life, idle;
 		struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
@@ -368,6 +369,7 @@ __noinline int ct_evict(__u32 now)
 		victim_life = life;
 		longest = idle;
 	}
+	rooms->clock = victim_life ? victim + 1 : hand + CT_HAND;
 	if (!victim_life || !ct_remove(victim, victim_life))
 		return 0;
 	__sync_fetch_and_add(&rooms->evicted[CT_ESTABLISHED], 1);
