@@ -39,16 +39,37 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	err = nat_translate(skb, p, &to);
 	if (err)
 		return verdict_drop(err);
-	return deliver_from_veth(skb, &to);
+	return deliver_from_veth(skb, to.deliver, to.ifindex);
+}
+
+/* What a removed backend still answers becomes a reset for its client, who would wait otherwise:
+ * the answer that the client's next segment would get, at the sequence number that it expects.
+ */
+static __always_inline int reset_client(struct __sk_buff *skb, struct packet *p, struct ct_hit *hit)
+{
+	const struct ct_half *back = &hit->pair->half[DIR_REPLY];
+	int err;
+
+	p->tuple = hit->pair->half[DIR_ORIGINAL].tuple;
+	p->ack = p->seq;
+	p->tcp_flags = (p->tcp_flags & TCP_RST) | TCP_ACK;
+	err = reject_answer(skb, p);
+	if (!err && back->deliver != DELIVER_STACK &&
+	    bpf_skb_store_bytes(skb, 0, back->mac, MAC_LEN, 0))
+		err = -DROP_REWRITE;
+	return err ? verdict_drop(err) : deliver_from_veth(skb, back->deliver, back->ifindex);
 }
 
 /* A refusal that the container is told of comes back to it by its own veth. */
-static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, struct ct_hit *hit,
+static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, struct ct_hit *hit,
 				  int error)
 {
-	if (hit->dir == DIR_REPLY || !reject_wanted(error))
+	if (!reject_wanted(error) ||
+	    (hit->dir == DIR_REPLY && (error != -DROP_BACKEND_GONE || p->tuple.proto != PROTO_TCP)))
 		return verdict_drop(error);
 	verdict_count(error);
+	if (hit->dir == DIR_REPLY)
+		return reset_client(skb, p, hit);
 	error = reject_answer(skb, p);
 	if (!error)
 		error = reject_swap_macs(skb);

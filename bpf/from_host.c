@@ -21,8 +21,7 @@ static __always_inline int answer_host(struct __sk_buff *skb, const struct packe
 		error = reject_swap_macs(skb);
 	if (error)
 		return verdict_drop(error);
-	deliver_to_host_type(skb);
-	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+	return deliver_from_host(skb, DELIVER_HOST, skb->ifindex);
 }
 
 /* refuse ends what no flow is for; only packets to a VIP count and are answered. */
@@ -50,7 +49,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	err = nat_target(hit, &to);
 	if (!err)
 		err = nat_translate(skb, p, &to);
-	return err ? verdict_drop(err) : deliver_from_host(skb, &to);
+	return err ? verdict_drop(err) : deliver_from_host(skb, to.deliver, to.ifindex);
 }
 
 SEC("tc")

@@ -16,15 +16,15 @@ static __always_inline void deliver_to_host_type(struct __sk_buff *skb)
 }
 
 /* deliver_from_veth sends a packet on from the ingress of a container's veth. */
-static __always_inline int deliver_from_veth(struct __sk_buff *skb, const struct nat_target *to)
+static __always_inline int deliver_from_veth(struct __sk_buff *skb, __u8 deliver, __u32 ifindex)
 {
-	if (to->deliver == DELIVER_PEER) {
+	if (deliver == DELIVER_PEER) {
 		deliver_to_host_type(skb);
-		return bpf_redirect_peer(to->ifindex, 0);
+		return bpf_redirect_peer(ifindex, 0);
 	}
-	if (to->deliver == DELIVER_HOST) {
+	if (deliver == DELIVER_HOST) {
 		deliver_to_host_type(skb);
-		return bpf_redirect(to->ifindex, BPF_F_INGRESS);
+		return bpf_redirect(ifindex, BPF_F_INGRESS);
 	}
 	return verdict_next();
 }
@@ -32,12 +32,12 @@ static __always_inline int deliver_from_veth(struct __sk_buff *skb, const struct
 /* deliver_from_host sends a packet on from the egress of tclb0, where redirect_peer does not
  * work: out of the veth, past its to_container, which leaves original packets alone.
  */
-static __always_inline int deliver_from_host(struct __sk_buff *skb, const struct nat_target *to)
+static __always_inline int deliver_from_host(struct __sk_buff *skb, __u8 deliver, __u32 ifindex)
 {
-	if (to->deliver == DELIVER_PEER)
-		return bpf_redirect(to->ifindex, 0);
+	if (deliver == DELIVER_PEER)
+		return bpf_redirect(ifindex, 0);
 	deliver_to_host_type(skb);
-	return bpf_redirect(to->ifindex, BPF_F_INGRESS);
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
 #endif

@@ -80,6 +80,28 @@ func TestAServiceWithoutBackendsRefuses(t *testing.T) {
 	})
 }
 
+func TestWhatARemovedBackendAnswersResetsItsClient(t *testing.T) {
+	for family := range families {
+		w := newWorld(t, 3)
+		f := w.flow(vips[family], family, lb.TCP, 40000)
+		f.establish()
+		if _, err := w.d.RetireEndpoint(f.backend.ifindex, nil); err != nil {
+			t.Fatal(err)
+		}
+		answer := reply(f.target)
+		answer.Flags, answer.Seq, answer.Ack, answer.Payload = packet.ACK|packet.PSH, backendISN+1, f.seq+9, []byte("too late")
+		verdict, got := w.fromContainer(f.backend, answer)
+		if verdict != redirect || got.Src != f.vip || got.Dst != f.client || got.Flags != packet.RST || got.Seq != backendISN+1 ||
+			got.DstMAC.String() != w.client.mac.String() {
+			t.Errorf("verdict %d for %v, want a reset from the VIP to the client", verdict, got)
+		}
+		answer.Flags = packet.RST
+		if verdict, _ := w.fromContainer(f.backend, answer); verdict != drop {
+			t.Errorf("the backend's own reset: verdict %d", verdict)
+		}
+	}
+}
+
 func TestAnswersAreLimitedInRate(t *testing.T) {
 	w := newWorld(t, 1)
 	// One CPU, and a bucket that holds three answers and gets no more.
