@@ -23,9 +23,7 @@ func (e *emitter) emit(f *family, s *scrape) {
 	e.family = f
 	e.line = append(e.line[:0], "# HELP "+f.name+" "+f.help+"\n# TYPE "+f.name+" "+f.kind+"\n"...)
 	_, _ = e.out.Write(e.line)
-	if f.write != nil {
-		f.write(s, e)
-	}
+	f.write(s, e)
 }
 
 // sample writes one value of a gauge or counter; label values come in the family's order.

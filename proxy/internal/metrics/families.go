@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"runtime"
+	"strings"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -14,7 +15,7 @@ type family struct {
 	help   string // one line, without backslashes
 	kind   string // gauge | counter | summary
 	labels []string
-	write  func(s *scrape, e *emitter) // nil: nothing counts it yet
+	write  func(s *scrape, e *emitter)
 }
 
 // families are what a scrape shows from the start, with or without samples, by name.
@@ -25,12 +26,13 @@ var families = []family{
 	{"tclb_bytes_total", "Bytes of IP packets of both directions.", "counter", []string{"service", "backend"}, writeBytes},
 	{"tclb_config_errors", "Mistakes in a configuration or services file, whose last good content stays in force.", "gauge", []string{"file"}, writeConfigErrors},
 	{"tclb_connections_total", "Connections begun, counted at their first packet.", "counter", []string{"service", "backend"}, writeConnections},
-	{"tclb_conntrack_capacity", "Pairs that the connection table has room for, all rooms.", "gauge", nil, writeCapacity},
-	{"tclb_conntrack_entries", "Pairs in the connection table, all rooms.", "gauge", nil, writeEntries},
+	{"tclb_conntrack_capacity", "Established and UDP pairs that the connection table has room for: conntrack.maxEntries.", "gauge", nil, writeCapacity},
+	{"tclb_conntrack_entries", "Established and UDP pairs in the connection table.", "gauge", nil, writeEntries},
 	{"tclb_conntrack_evictions_total", "Pairs that gave way to new ones because their room was full.", "counter", []string{"room"}, writeEvictions},
+	{"tclb_conntrack_room_entries", "Pairs in the connection table, by room.", "gauge", []string{"room"}, writeRoomEntries},
 	{"tclb_drops_total", "Packets that the datapath refused.", "counter", []string{"reason"}, writeDrops},
 	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
-	{"tclb_health_checks_total", "Probes of backends.", "counter", []string{"service", "result"}, nil},
+	{"tclb_health_checks_total", "Probes of backends.", "counter", []string{"service", "result"}, writeHealthChecks},
 	{"tclb_nodes", "Nodes of the cluster by whether they can be reached, this one included.", "gauge", []string{"state"}, writeNodes},
 	{"tclb_packets_total", "IP packets of both directions.", "counter", []string{"service", "backend"}, writePackets},
 	{"tclb_ready", "1 from the first full reconcile on.", "gauge", nil, writeReady},
@@ -40,7 +42,7 @@ var families = []family{
 	{"tclb_services", "Services in the maps.", "gauge", nil, writeServices},
 	{"tclb_table_build_seconds", "Time to build lookup tables.", "summary", nil, writeTables},
 	{"tclb_table_moved_slots_total", "Slots that changed their owner when a lookup table was replaced.", "counter", []string{"service"}, writeMovedSlots},
-	{"tclb_tunnel_drops_total", "Tunnelled packets refused.", "counter", []string{"reason"}, nil},
+	{"tclb_tunnel_drops_total", "Tunnelled packets refused.", "counter", []string{"reason"}, writeTunnelDrops},
 }
 
 // scrape is what one scrape read, before any of it is written.
@@ -153,26 +155,47 @@ func writeEvictions(s *scrape, e *emitter) {
 	}
 }
 
+// writeEntries and writeCapacity speak of what conntrack.maxEntries bounds, so that one divided by the
+// other says how full the table is; the small rooms have samples of their own.
 func writeEntries(s *scrape, e *emitter) {
-	if s.rooms == nil {
-		return
+	if s.rooms != nil {
+		e.sample(s.rooms[datapath.RoomEstablished].Live)
 	}
-	var live uint64
-	for _, room := range rooms {
-		live += s.rooms[room].Live
-	}
-	e.sample(live)
 }
 
 func writeCapacity(s *scrape, e *emitter) {
-	if s.rooms == nil {
-		return
+	if s.rooms != nil {
+		e.sample(s.rooms[datapath.RoomEstablished].Capacity)
 	}
-	var capacity uint64
+}
+
+func writeRoomEntries(s *scrape, e *emitter) {
 	for _, room := range rooms {
-		capacity += s.rooms[room].Capacity
+		if stat, ok := s.rooms[room]; ok {
+			e.sample(stat.Live, string(room))
+		}
 	}
-	e.sample(capacity)
+}
+
+// writeTunnelDrops counts what the datapath refuses of and for tunnels, under the reasons' own words.
+func writeTunnelDrops(s *scrape, e *emitter) {
+	for _, reason := range datapath.DropReasons() {
+		if name := reason.String(); s.drops != nil && strings.HasPrefix(name, "tunnel-") {
+			e.sample(s.drops[reason], name)
+		}
+	}
+}
+
+// results are the known values of the label result.
+var results = [...]string{"success", "failure"}
+
+// writeHealthChecks has nothing to count until there are probes.
+func writeHealthChecks(s *scrape, e *emitter) {
+	for _, svc := range s.services {
+		for _, result := range results {
+			e.sample(0, svc.Name, result)
+		}
+	}
 }
 
 func number(b bool) uint64 {
