@@ -192,6 +192,7 @@ func (w *world) service(id uint32, vips [2]netip.Addr, backends []container) {
 				w.putBackend(bid, b)
 				w.check(w.d.PutFrontends(map[lb.Frontend]datapath.Frontend{
 					{VIP: c.addr[family], Port: targetPort, Protocol: proto}: {Kind: datapath.KindBackend},
+					{VIP: c.addr[family]}: {Kind: datapath.KindBackend}, // the address as such, as with VIPs
 				}))
 			}
 			at := datapath.Region{Offset: offset + 600 + uint32(family*2+j)*32, Len: uint32(len(seats))}
