@@ -33,11 +33,14 @@ const maxAnswer = 64 << 20
 // Either waits for the lock of a container that is being started. So it must never be asked inside
 // an ADD, and is not: the endpoint file that makes us ask is there only when ADD is done with it.
 type podman struct {
-	socket  string // "" = podmanSocket, else the command
+	socket  string // "" = usual if it is there, else the command
+	usual   string
 	command string
 }
 
-func newPodman(socket string) *podman { return &podman{socket: socket, command: "podman"} }
+func newPodman(socket string) *podman {
+	return &podman{socket: socket, usual: podmanSocket, command: "podman"}
+}
 
 func (*podman) name() string { return "podman" }
 
@@ -108,7 +111,7 @@ type lister func(ctx context.Context, what string, ids []string, rows any) error
 func (p *podman) lister() (lister, error) {
 	socket := p.socket
 	if socket == "" {
-		socket = podmanSocket
+		socket = p.usual
 	}
 	if _, err := os.Stat(socket); err == nil {
 		return overSocket(socket), nil

@@ -103,14 +103,41 @@ func command(t *testing.T, script string) string {
 	return dir
 }
 
-func TestPodmanIsRunWhereThereIsNoSocket(t *testing.T) {
-	if _, err := os.Stat(podmanSocket); err == nil {
-		t.Skip("this machine has podman's own socket")
+// unnamed is a podman whose socket no setting names, and whose usual one is elsewhere than this
+// machine's, which may exist.
+func unnamed(usual string) *podman {
+	p := newPodman("")
+	p.usual = usual
+	return p
+}
+
+func TestTheUsualSocketComesBeforeTheCommand(t *testing.T) {
+	if p := newPodman(""); p.usual != podmanSocket {
+		t.Errorf("looks for %q, want %q", p.usual, podmanSocket)
 	}
+	command(t, "echo the command was run >&2; exit 1")
+	socket := podmanAt(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v4.0.0/libpod/pods/json" {
+			fmt.Fprint(w, podRows)
+			return
+		}
+		fmt.Fprint(w, containerRows)
+	})
+	got, err := unnamed(socket).labels(t.Context(), []string{id1, id2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(wantLabels, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestPodmanIsRunWhereThereIsNoSocket(t *testing.T) {
+	nowhere := filepath.Join(t.TempDir(), "none.sock")
 	dir := command(t, fmt.Sprintf(`echo "$*" >>"${0%%/*}/args"
 if [ "$1" = pod ]; then echo '%s'; else echo '%s'; fi
 `, podRows, containerRows))
-	got, err := newPodman("").labels(t.Context(), []string{id1, id2})
+	got, err := unnamed(nowhere).labels(t.Context(), []string{id1, id2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +153,7 @@ if [ "$1" = pod ]; then echo '%s'; else echo '%s'; fi
 		t.Error(d)
 	}
 	command(t, "echo warning >&2; echo 'Error: no storage' >&2; exit 125")
-	if _, err := newPodman("").labels(t.Context(), []string{id1}); err == nil || !strings.HasSuffix(err.Error(), "exit status 125: Error: no storage") {
+	if _, err := unnamed(nowhere).labels(t.Context(), []string{id1}); err == nil || !strings.HasSuffix(err.Error(), "exit status 125: Error: no storage") {
 		t.Error(err)
 	}
 }
@@ -140,10 +167,8 @@ func TestMissingRuntimesAreAbsent(t *testing.T) {
 	if _, err := newContainerd(nowhere).labels(t.Context(), []string{id1}); !errors.Is(err, errAbsent) {
 		t.Error(err)
 	}
-	if _, err := os.Stat(podmanSocket); err != nil {
-		if _, err := newPodman("").labels(t.Context(), []string{id1}); !errors.Is(err, errAbsent) {
-			t.Error(err)
-		}
+	if _, err := unnamed(nowhere).labels(t.Context(), []string{id1}); !errors.Is(err, errAbsent) {
+		t.Error(err)
 	}
 }
 
