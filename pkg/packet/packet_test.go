@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"testing"
@@ -56,4 +57,97 @@ func TestParseFindsAWrongChecksum(t *testing.T) {
 			t.Errorf("%v: %v", s, err)
 		}
 	}
+}
+
+func build(t *testing.T, s Spec) []byte {
+	t.Helper()
+	frame, err := s.Build()
+	if err != nil {
+		t.Fatalf("build %v: %v", s, err)
+	}
+	return frame
+}
+
+func parse(t *testing.T, frame []byte) Spec {
+	t.Helper()
+	s, err := Parse(frame)
+	if err != nil {
+		t.Fatalf("parse %v: %v", s, err)
+	}
+	return s
+}
+
+// dressed adds options or extension headers.
+func dressed(s Spec) Spec {
+	if s.Src.Addr().Is4() {
+		s.Options = []byte{0x94, 4, 0, 0, 7, 7, 4, 0, 0, 0, 0, 0} // router alert, copied; record route, not
+		return s
+	}
+	s.Extensions = []Extension{
+		{Protocol: HopByHop, Data: []byte{5, 2, 0, 0, 1, 0}},
+		{Protocol: Routing, Data: make([]byte, 6)},
+		{Protocol: DestinationOptions, Data: []byte{1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
+	}
+	return s
+}
+
+func TestOptionsAndExtensionsSurvive(t *testing.T) {
+	for _, s := range specs() {
+		want := dressed(s)
+		got := parse(t, build(t, want))
+		if !bytes.Equal(got.Options, want.Options) || len(got.Extensions) != len(want.Extensions) || got.Src != s.Src || got.Dst != s.Dst {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
+func TestWhatIsMalformedIsFound(t *testing.T) {
+	for _, s := range specs() {
+		frame := build(t, s)
+		ip, l4, total := 20, 14+20, 16
+		if s.Src.Addr().Is6() {
+			ip, l4, total = 40, 14+40, 18
+		}
+		edits := map[string]func(b []byte) []byte{
+			"cut in the IP header":        func(b []byte) []byte { return b[:14+ip-1] },
+			"version":                     func(b []byte) []byte { b[14] = 0x55; return b },
+			"cut in the transport header": func(b []byte) []byte { return b[:l4+7] },
+			"total length too large":      func(b []byte) []byte { b[total]++; return b },
+			"data offset, UDP length":     func(b []byte) []byte { b[l4+12], b[l4+4] = 0x40, 0xff; return b },
+		}
+		for name, edit := range edits {
+			if _, err := Parse(edit(bytes.Clone(frame))); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%v, %s: %v", s, name, err)
+			}
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range specs() {
+		for _, s := range []Spec{s, dressed(s)} {
+			frame, err := s.Build()
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(frame)
+			failure := Spec{Src: s.Dst, Dst: s.Src, ICMP: FragNeeded(Quote(frame, -1), 1400)}
+			if frame, err = failure.Build(); err != nil {
+				f.Fatal(err)
+			}
+			f.Add(frame)
+		}
+	}
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		s, err := Parse(frame)
+		_ = s.String()
+		if err != nil {
+			return
+		}
+		if parts, err := Fragments(frame, 8, 1); err == nil {
+			if _, err := Reassemble(parts); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }
