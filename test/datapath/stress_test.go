@@ -4,7 +4,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
-	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -45,39 +44,35 @@ func (w *world) indexEntries() (slots, spilled int) {
 // FINs, resets and flushes at random, and then looks for anything left or counted twice.
 func TestPairsStayWholeUnderConcurrency(t *testing.T) {
 	w := newWorld(t, 3)
-	var wg sync.WaitGroup
-	for worker := range 4 {
-		wg.Go(func() {
-			r := rand.New(rand.NewPCG(1, uint64(worker)))
-			for range 30000 {
-				s := packet.Spec{
-					Src:      netip.AddrPortFrom(w.client.addr[0], 40000+uint16(r.IntN(64))),
-					Dst:      netip.AddrPortFrom(vips[0], servicePort),
-					Protocol: lb.TCP, Seq: 1, Ack: backendISN + 1, SrcMAC: w.client.mac,
-					Flags: []packet.Flags{packet.SYN, packet.SYN, packet.ACK, packet.FIN | packet.ACK, packet.RST}[r.IntN(5)],
-				}
-				if r.IntN(4) == 0 {
-					s.Protocol = lb.UDP
-				}
-				frame, err := s.Build()
-				if err != nil {
+	w.parallel(4, func(worker int) {
+		r := rand.New(rand.NewPCG(1, uint64(worker)))
+		for range 30000 {
+			s := packet.Spec{
+				Src:      netip.AddrPortFrom(w.client.addr[0], 40000+uint16(r.IntN(64))),
+				Dst:      netip.AddrPortFrom(vips[0], servicePort),
+				Protocol: lb.TCP, Seq: 1, Ack: backendISN + 1, SrcMAC: w.client.mac,
+				Flags: []packet.Flags{packet.SYN, packet.SYN, packet.ACK, packet.FIN | packet.ACK, packet.RST}[r.IntN(5)],
+			}
+			if r.IntN(4) == 0 {
+				s.Protocol = lb.UDP
+			}
+			frame, err := s.Build()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, 256), Context: skbContext{Ifindex: w.client.ifindex}}
+			if _, err := w.d.Program(datapath.FromContainer).Run(&opts); err != nil {
+				t.Error(err)
+				return
+			}
+			if r.IntN(5000) == 0 {
+				if _, err := w.d.Sweep(datapath.SweepRequest{Flush: true}); err != nil {
 					t.Error(err)
-					return
-				}
-				opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, 256), Context: skbContext{Ifindex: w.client.ifindex}}
-				if _, err := w.d.Program(datapath.FromContainer).Run(&opts); err != nil {
-					t.Error(err)
-					return
-				}
-				if r.IntN(5000) == 0 {
-					if _, err := w.d.Sweep(datapath.SweepRequest{Flush: true}); err != nil {
-						t.Error(err)
-					}
 				}
 			}
-		})
-	}
-	wg.Wait()
+		}
+	})
 	pairs := w.pairs()
 	seen := map[string]bool{}
 	active := 0

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -67,6 +68,11 @@ func each(t *testing.T, f func(t *testing.T, w *world, family int, proto lb.Prot
 
 func newWorld(t *testing.T, backends int) *world {
 	t.Helper()
+	return newSizedWorld(t, backends, datapath.Sizes{MaxServices: 64, MaxBackends: 256, TableSlots: 16384, MaxConntrack: 4096})
+}
+
+func newSizedWorld(t *testing.T, backends int, sizes datapath.Sizes) *world {
+	t.Helper()
 	if os.Geteuid() != 0 && os.Getenv("REQUIRE_ROOT") == "" {
 		t.Skip("needs root")
 	}
@@ -77,10 +83,7 @@ func newWorld(t *testing.T, backends int) *world {
 			t.Errorf("unmount %s: %v", dir, err)
 		}
 	})
-	d, err := datapath.Load(datapath.Options{
-		BPFFS: dir,
-		Sizes: datapath.Sizes{MaxServices: 64, MaxBackends: 256, TableSlots: 16384, MaxConntrack: 4096},
-	})
+	d, err := datapath.Load(datapath.Options{BPFFS: dir, Sizes: sizes})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +119,27 @@ func enterNamespace(t *testing.T) {
 		old.Close()
 		runtime.UnlockOSThread()
 	})
+}
+
+// parallel runs f on n threads and waits for them. Like the test's own they are in the world's namespace,
+// where the devices are that programs run on.
+func (w *world) parallel(n int, f func(worker int)) {
+	w.t.Helper()
+	inside, err := netns.Get()
+	w.check(err)
+	defer inside.Close()
+	var wg sync.WaitGroup
+	for worker := range n {
+		wg.Go(func() {
+			runtime.LockOSThread() // for good: the thread ends with its goroutine
+			if err := netns.Set(inside); err != nil {
+				w.t.Error(err)
+				return
+			}
+			f(worker)
+		})
+	}
+	wg.Wait()
 }
 
 // addContainer makes a device to stand for a container's veth, and registers its addresses.
