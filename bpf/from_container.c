@@ -4,12 +4,19 @@
 #include <linux/bpf.h>
 #include "lib/deliver.h"
 #include "lib/flow.h"
+#include "lib/other.h"
 #include "lib/reject.h"
 
-/* In host stack mode the reply goes on untranslated, by way of the host: a bridge that reads
- * its own MAC hands the frame to routing, where the firewall sees it.
+/* In host stack mode a reply goes on untranslated, by way of the host, and to_container has it next. */
+static __always_inline bool goes_by_the_host(const struct ct_hit *hit, const struct nat_target *to)
+{
+	return hit->dir == DIR_REPLY && to->deliver == DELIVER_STACK;
+}
+
+/* to_the_host addresses a frame to the bridge itself, which hands it to routing, where the firewall
+ * sees it.
  */
-static __always_inline int reply_to_stack(struct __sk_buff *skb, const struct packet *p)
+static __always_inline void to_the_host(struct __sk_buff *skb, const struct packet *p)
 {
 	struct endpoint_key key ALIGNED = {.ifindex = skb->ifindex};
 	struct endpoint *own;
@@ -18,25 +25,32 @@ static __always_inline int reply_to_stack(struct __sk_buff *skb, const struct pa
 	own = bpf_map_lookup_elem(&endpoints, &key);
 	if (own && own->up_ifindex)
 		bpf_skb_store_bytes(skb, 0, own->up_mac, MAC_LEN, 0);
-	return verdict_next();
 }
 
-/* A packet with its pair: account, translate, deliver. */
+/* forward sends a packet with its pair on: account, translate, deliver. */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,
 				   struct ct_hit *hit)
 {
 	struct nat_target to;
+	__u32 how = 0;
 	int err;
 
-	ct_touch(skb, &hit->pair->half[hit->dir & 1], p);
 	err = nat_target(hit, &to);
 	if (err)
 		return verdict_drop(err);
-	if (flow_untouched(hit->pair))
-		return verdict_next();
-	if (hit->dir == DIR_REPLY && to.deliver == DELIVER_STACK)
-		return reply_to_stack(skb, p);
-	err = nat_translate(skb, p, &to);
+	if (goes_by_the_host(hit, &to)) {
+		to_the_host(skb, p);
+	} else {
+		ct_touch(skb, &hit->pair->half[hit->dir & 1], p);
+		if (flow_untouched(hit->pair)) {
+			to.deliver = DELIVER_STACK;
+		} else {
+			err = nat_translate(skb, p, &to);
+			how = FIRST_TRANSLATED;
+		}
+	}
+	if (!err && p->fragment)
+		err = fragment_first(skb, p, &to, fragment_place_of(hit), how);
 	if (err)
 		return verdict_drop(err);
 	return deliver_from_veth(skb, to.deliver, to.ifindex);
@@ -60,6 +74,17 @@ static __always_inline int reset_client(struct __sk_buff *skb, struct packet *p,
 	return err ? verdict_drop(err) : deliver_from_veth(skb, back->deliver, back->ifindex);
 }
 
+/* answer_sender sends the packet, an answer by now, back to the container that it came from. */
+static __always_inline int answer_sender(struct __sk_buff *skb)
+{
+	int err = reject_swap_macs(skb);
+
+	if (err)
+		return verdict_drop(err);
+	deliver_to_host_type(skb);
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
 /* A refusal that the container is told of comes back to it by its own veth. */
 static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, struct ct_hit *hit,
 				  int error)
@@ -71,12 +96,50 @@ static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, struc
 	if (hit->dir == DIR_REPLY)
 		return reset_client(skb, p, hit);
 	error = reject_answer(skb, p);
-	if (!error)
-		error = reject_swap_macs(skb);
-	if (error)
-		return verdict_drop(error);
-	deliver_to_host_type(skb);
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return error ? verdict_drop(error) : answer_sender(skb);
+}
+
+/* other handles what has no ports of its own. */
+static __noinline int other(struct __sk_buff *skb, const struct packet *p, int parsed)
+{
+	struct nat_target to;
+	struct ct_hit hit = {};
+	struct quote q;
+	int found;
+
+	if (parsed == PARSED_FOREIGN)
+		return verdict_next();
+	found = other_find(skb, p, parsed, &q, &hit, SIDE_CONTAINER);
+	if (found == OTHER_FOREIGN)
+		return verdict_next();
+	if (found == OTHER_WAITS)
+		return VERDICT_DROP;
+	if (found == OTHER_ANSWERED)
+		return answer_sender(skb);
+	if (!found)
+		found = nat_target(&hit, &to);
+	if (found)
+		return verdict_drop(found);
+	if (flow_untouched(hit.pair))
+		return verdict_next();
+	if (goes_by_the_host(&hit, &to)) {
+		to_the_host(skb, p);
+		return verdict_next();
+	}
+	found = other_translate(skb, p, parsed, &q, &hit, &to);
+	return found ? verdict_drop(found) : deliver_from_veth(skb, to.deliver, to.ifindex);
+}
+
+/* pass lets go on what is not ours; the fragments behind it need not wait. */
+static __always_inline int pass(struct __sk_buff *skb, const struct packet *p)
+{
+	struct nat_target as_it_is;
+
+	if (p->fragment) {
+		__builtin_memset(&as_it_is, 0, sizeof(as_it_is));
+		fragment_first(skb, p, &as_it_is, 0, 0);
+	}
+	return verdict_next();
 }
 
 SEC("tc")
@@ -84,13 +147,14 @@ int from_container(struct __sk_buff *skb)
 {
 	struct packet p;
 	struct ct_hit hit = {};
-	int found;
+	int parsed, found;
 
-	if (parse_packet(skb, &p) != PARSED_FLOW)
-		return verdict_next();
+	parsed = parse_packet(skb, &p);
+	if (parsed != PARSED_FLOW)
+		return other(skb, &p, parsed);
 	found = flow_find(skb, &p, &hit, SIDE_CONTAINER);
 	if (found > 0)
-		return verdict_next();
+		return pass(skb, &p);
 	if (found < 0)
 		return refuse(skb, &p, &hit, found);
 	return forward(skb, &p, &hit);

@@ -8,35 +8,26 @@
 #include <linux/bpf.h>
 #include "lib/deliver.h"
 #include "lib/flow.h"
+#include "lib/other.h"
 #include "lib/reject.h"
 
-/* answer_host counts a refusal and tells its sender, by the ingress of tclb0. */
-static __always_inline int answer_host(struct __sk_buff *skb, const struct packet *p, int error)
+/* answer_sender sends the packet, an answer by now, back up by the ingress of tclb0. */
+static __always_inline int answer_sender(struct __sk_buff *skb)
 {
-	if (!reject_wanted(error))
+	int err = reject_swap_macs(skb);
+
+	return err ? verdict_drop(err) : deliver_from_host(skb, DELIVER_HOST, skb->ifindex);
+}
+
+/* refuse counts a refusal and tells its sender. */
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, __u32 dir,
+				  int error)
+{
+	if (dir == DIR_REPLY || !reject_wanted(error))
 		return verdict_drop(error);
 	verdict_count(error);
 	error = reject_answer(skb, p);
-	if (!error)
-		error = reject_swap_macs(skb);
-	if (error)
-		return verdict_drop(error);
-	return deliver_from_host(skb, DELIVER_HOST, skb->ifindex);
-}
-
-/* refuse ends what no flow is for; only packets to a VIP count and are answered. */
-static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, int parsed)
-{
-	struct frontend_key key ALIGNED = {};
-
-	if (parsed == PARSED_FOREIGN)
-		return VERDICT_DROP;
-	addr_copy(key.vip, p->tuple.daddr);
-	if (!bpf_map_lookup_elem(&frontends, &key))
-		return VERDICT_DROP;
-	if (parsed == PARSED_FLOW)
-		return answer_host(skb, p, -DROP_NO_FRONTEND);
-	return verdict_drop(p->fragment ? -DROP_FRAGMENT : -DROP_UNROUTABLE);
+	return error ? verdict_drop(error) : answer_sender(skb);
 }
 
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,
@@ -49,7 +40,34 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	err = nat_target(hit, &to);
 	if (!err)
 		err = nat_translate(skb, p, &to);
+	if (!err && p->fragment)
+		err = fragment_first(skb, p, &to, fragment_place_of(hit),
+				     FIRST_TRANSLATED | FIRST_EGRESS);
 	return err ? verdict_drop(err) : deliver_from_host(skb, to.deliver, to.ifindex);
+}
+
+/* other handles what has no ports of its own. Only what goes to a VIP counts when it ends here. */
+static __noinline int other(struct __sk_buff *skb, const struct packet *p, int parsed)
+{
+	struct nat_target to;
+	struct ct_hit hit = {};
+	struct quote q;
+	int found;
+
+	if (parsed == PARSED_FOREIGN)
+		return VERDICT_DROP;
+	found = other_find(skb, p, parsed, &q, &hit, SIDE_HOST);
+	if (found == OTHER_FOREIGN)
+		return flow_is_vip(p) ? verdict_drop(-DROP_UNROUTABLE) : VERDICT_DROP;
+	if (found == OTHER_WAITS)
+		return VERDICT_DROP;
+	if (found == OTHER_ANSWERED)
+		return answer_sender(skb);
+	if (!found)
+		found = nat_target(&hit, &to);
+	if (!found)
+		found = other_translate(skb, p, parsed, &q, &hit, &to);
+	return found ? verdict_drop(found) : deliver_from_host(skb, to.deliver, to.ifindex);
 }
 
 SEC("tc")
@@ -61,12 +79,12 @@ int from_host(struct __sk_buff *skb)
 
 	parsed = parse_packet(skb, &p);
 	if (parsed != PARSED_FLOW)
-		return refuse(skb, &p, parsed);
+		return other(skb, &p, parsed);
 	found = flow_find(skb, &p, &hit, SIDE_HOST);
 	if (found > 0)
-		return refuse(skb, &p, parsed);
+		return VERDICT_DROP;
 	if (found < 0)
-		return hit.dir == DIR_REPLY ? verdict_drop(found) : answer_host(skb, &p, found);
+		return refuse(skb, &p, hit.dir, found);
 	return forward(skb, &p, &hit);
 }
 

@@ -14,6 +14,8 @@ EXPORT(ct_state);
 EXPORT(deliver);
 EXPORT(ct_half_flag);
 EXPORT(ct_pair_flag);
+EXPORT(fragment_fate);
+EXPORT(held_state);
 EXPORT(frontend_kind);
 EXPORT(frontend_flag);
 EXPORT(scheduler);

@@ -104,12 +104,12 @@ type MapsCtPair struct {
 		Packets uint64
 		Bytes   uint64
 		Seen    uint32
-		Seq     uint32
+		End     uint32
 		Ifindex uint32
 		Mac     [6]uint8
 		Deliver uint8
 		Flags   uint8
-		Pad     uint32
+		Ack     uint32
 	}
 	Life       uint32
 	Service    uint32
@@ -118,7 +118,7 @@ type MapsCtPair struct {
 	Created    uint32
 	State      uint32
 	Flags      uint32
-	Pad        uint32
+	Handshake  uint32
 }
 
 type MapsCtPairFlag uint32
@@ -200,6 +200,32 @@ type MapsEndpointKey struct {
 	Ifindex uint32
 }
 
+type MapsFragment struct {
+	_    structs.HostLayout
+	Pair uint32
+	Life uint32
+	Seen uint32
+	Dir  uint8
+	Fate uint8
+	Pad  uint16
+}
+
+type MapsFragmentFate uint32
+
+const (
+	MapsFragmentFateFRAGMENT_PAIR MapsFragmentFate = 0
+	MapsFragmentFateFRAGMENT_PASS MapsFragmentFate = 1
+)
+
+type MapsFragmentKey struct {
+	_     structs.HostLayout
+	Saddr [16]uint8
+	Daddr [16]uint8
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
+}
+
 type MapsFrontend struct {
 	_          structs.HostLayout
 	Service    uint32
@@ -235,6 +261,32 @@ const (
 	MapsFrontendKindFRONTEND_SERVICE MapsFrontendKind = 0
 	MapsFrontendKindFRONTEND_VIP     MapsFrontendKind = 1
 	MapsFrontendKindFRONTEND_BACKEND MapsFrontendKind = 2
+)
+
+type MapsHeldCursor struct {
+	_        structs.HostLayout
+	Next     uint32
+	Waiting  uint32
+	Held     uint64
+	Released uint64
+}
+
+type MapsHeldFragment struct {
+	_      structs.HostLayout
+	Key    MapsFragmentKey
+	State  uint32
+	Seen   uint32
+	Len    uint32
+	Pad    uint32
+	Packet [9216]uint8
+}
+
+type MapsHeldState uint32
+
+const (
+	MapsHeldStateHELD_FREE  MapsHeldState = 0
+	MapsHeldStateHELD_BUSY  MapsHeldState = 1
+	MapsHeldStateHELD_READY MapsHeldState = 2
 )
 
 type MapsNodeSettings struct {
@@ -339,7 +391,10 @@ const (
 	MapsMapCtShared           = "ct_shared"
 	MapsMapDrops              = "drops"
 	MapsMapEndpoints          = "endpoints"
+	MapsMapFragments          = "fragments"
 	MapsMapFrontends          = "frontends"
+	MapsMapHeldFragments      = "held_fragments"
+	MapsMapHeldRing           = "held_ring"
 	MapsMapRejectBuckets      = "reject_buckets"
 	MapsMapServiceStats       = "service_stats"
 	MapsMapServices           = "services"
@@ -351,8 +406,10 @@ const (
 	MapsVarExportCtState      = "export_ct_state"
 	MapsVarExportDeliver      = "export_deliver"
 	MapsVarExportDropReason   = "export_drop_reason"
+	MapsVarExportFragmentFate = "export_fragment_fate"
 	MapsVarExportFrontendFlag = "export_frontend_flag"
 	MapsVarExportFrontendKind = "export_frontend_kind"
+	MapsVarExportHeldState    = "export_held_state"
 	MapsVarExportScheduler    = "export_scheduler"
 	MapsVarExportSettingFlag  = "export_setting_flag"
 	MapsVarExportSweep        = "export_sweep"
@@ -420,7 +477,10 @@ type MapsMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
+	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
@@ -438,8 +498,10 @@ type MapsVariableSpecs struct {
 	ExportCtState      *ebpf.VariableSpec `ebpf:"export_ct_state"`
 	ExportDeliver      *ebpf.VariableSpec `ebpf:"export_deliver"`
 	ExportDropReason   *ebpf.VariableSpec `ebpf:"export_drop_reason"`
+	ExportFragmentFate *ebpf.VariableSpec `ebpf:"export_fragment_fate"`
 	ExportFrontendFlag *ebpf.VariableSpec `ebpf:"export_frontend_flag"`
 	ExportFrontendKind *ebpf.VariableSpec `ebpf:"export_frontend_kind"`
+	ExportHeldState    *ebpf.VariableSpec `ebpf:"export_held_state"`
 	ExportScheduler    *ebpf.VariableSpec `ebpf:"export_scheduler"`
 	ExportSettingFlag  *ebpf.VariableSpec `ebpf:"export_setting_flag"`
 	ExportSweep        *ebpf.VariableSpec `ebpf:"export_sweep"`
@@ -479,7 +541,10 @@ type MapsMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
+	HeldRing      *ebpf.Map `ebpf:"held_ring"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
 	Services      *ebpf.Map `ebpf:"services"`
@@ -501,7 +566,10 @@ func (m *MapsMaps) Close() error {
 		m.CtShared,
 		m.Drops,
 		m.Endpoints,
+		m.Fragments,
 		m.Frontends,
+		m.HeldFragments,
+		m.HeldRing,
 		m.RejectBuckets,
 		m.ServiceStats,
 		m.Services,
@@ -520,8 +588,10 @@ type MapsVariables struct {
 	ExportCtState      *ebpf.Variable `ebpf:"export_ct_state"`
 	ExportDeliver      *ebpf.Variable `ebpf:"export_deliver"`
 	ExportDropReason   *ebpf.Variable `ebpf:"export_drop_reason"`
+	ExportFragmentFate *ebpf.Variable `ebpf:"export_fragment_fate"`
 	ExportFrontendFlag *ebpf.Variable `ebpf:"export_frontend_flag"`
 	ExportFrontendKind *ebpf.Variable `ebpf:"export_frontend_kind"`
+	ExportHeldState    *ebpf.Variable `ebpf:"export_held_state"`
 	ExportScheduler    *ebpf.Variable `ebpf:"export_scheduler"`
 	ExportSettingFlag  *ebpf.Variable `ebpf:"export_setting_flag"`
 	ExportSweep        *ebpf.Variable `ebpf:"export_sweep"`

@@ -8,6 +8,42 @@
 #include <linux/bpf.h>
 #include "lib/flow.h"
 #include "lib/nat.h"
+#include "lib/other.h"
+
+/* other handles what has no ports of its own. */
+static __noinline int other(struct __sk_buff *skb, const struct packet *p, int parsed)
+{
+	struct nat_target to;
+	struct ct_hit hit = {};
+	struct quote q;
+	int found;
+
+	if (parsed >= PARSED_OTHER)
+		return verdict_next();
+	found = other_find(skb, p, parsed, &q, &hit, SIDE_NONE);
+	if (found == OTHER_WAITS)
+		return VERDICT_DROP;
+	if (found > 0 || (!found && (hit.dir != DIR_REPLY || flow_untouched(hit.pair))))
+		return verdict_next();
+	if (!found)
+		found = nat_target(&hit, &to);
+	to.deliver = DELIVER_STACK;
+	if (!found)
+		found = other_translate(skb, p, parsed, &q, &hit, &to);
+	return found ? verdict_drop(found) : verdict_next();
+}
+
+/* pass lets a first fragment go on as it is, and those that waited for it. */
+static __always_inline int pass(struct __sk_buff *skb, const struct packet *p)
+{
+	struct nat_target as_it_is;
+
+	if (p->fragment) {
+		__builtin_memset(&as_it_is, 0, sizeof(as_it_is));
+		fragment_first(skb, p, &as_it_is, 0, FIRST_EGRESS);
+	}
+	return verdict_next();
+}
 
 SEC("tc")
 int to_container(struct __sk_buff *skb)
@@ -15,11 +51,13 @@ int to_container(struct __sk_buff *skb)
 	struct nat_target to;
 	struct packet p;
 	struct ct_hit hit = {};
-	int err;
+	int err, parsed;
 
-	if (parse_packet(skb, &p) != PARSED_FLOW || !ct_lookup(&p.tuple, &hit) ||
-	    hit.dir != DIR_REPLY)
-		return verdict_next();
+	parsed = parse_packet(skb, &p);
+	if (parsed != PARSED_FLOW)
+		return other(skb, &p, parsed);
+	if (!ct_lookup(&p.tuple, &hit) || hit.dir != DIR_REPLY)
+		return pass(skb, &p);
 	if (!flow_hot(&hit, &p)) {
 		int flow = flow_packet(&p, hit.index << 1 | DIR_REPLY, hit.life);
 
@@ -28,11 +66,14 @@ int to_container(struct __sk_buff *skb)
 	}
 	ct_touch(skb, &hit.pair->half[DIR_REPLY], &p);
 	if (flow_untouched(hit.pair))
-		return verdict_next();
+		return pass(skb, &p);
 	err = nat_target(&hit, &to);
 	to.deliver = DELIVER_STACK;
 	if (!err)
 		err = nat_translate(skb, &p, &to);
+	if (!err && p.fragment)
+		err = fragment_first(skb, &p, &to, fragment_place_of(&hit),
+				     FIRST_TRANSLATED | FIRST_EGRESS);
 	return err ? verdict_drop(err) : verdict_next();
 }
 

@@ -29,7 +29,10 @@ const (
 	ToContainerMapCtShared      = "ct_shared"
 	ToContainerMapDrops         = "drops"
 	ToContainerMapEndpoints     = "endpoints"
+	ToContainerMapFragments     = "fragments"
 	ToContainerMapFrontends     = "frontends"
+	ToContainerMapHeldFragments = "held_fragments"
+	ToContainerMapHeldRing      = "held_ring"
 	ToContainerMapRejectBuckets = "reject_buckets"
 	ToContainerMapServiceStats  = "service_stats"
 	ToContainerMapServices      = "services"
@@ -100,7 +103,10 @@ type ToContainerMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
+	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
@@ -147,7 +153,10 @@ type ToContainerMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
+	HeldRing      *ebpf.Map `ebpf:"held_ring"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
 	Services      *ebpf.Map `ebpf:"services"`
@@ -169,7 +178,10 @@ func (m *ToContainerMaps) Close() error {
 		m.CtShared,
 		m.Drops,
 		m.Endpoints,
+		m.Fragments,
 		m.Frontends,
+		m.HeldFragments,
+		m.HeldRing,
 		m.RejectBuckets,
 		m.ServiceStats,
 		m.Services,

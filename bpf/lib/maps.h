@@ -9,7 +9,7 @@
 
 /* frontends: what a client connects to -> where its table is.
  * Written by:  the proxy, one update a frontend: readers see old or new, whole
- * Also holds:  VIPs (port 0) and backends' own addresses, see enum frontend_kind
+ * Also holds:  VIPs and backends' own addresses, each with port 0 too, see enum frontend_kind
  * When full:   the update fails; what is there keeps working
  * Memory:      allocated as needed
  */
@@ -126,6 +126,33 @@ struct {
 	__type(value, struct ct_rooms);
 	__uint(max_entries, 1);
 } ct_shared SEC(".maps");
+
+/* fragments: datagram -> what its first fragment said. Written by every program.
+ * When full:   the least recently used goes; its later fragments are held, and lost
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	__uint(max_entries, 1);
+} fragments SEC(".maps");
+
+/* held_fragments: a ring of fragments that wait for their datagram's first one; held_ring: its
+ * cursor. When full: the oldest goes, counted.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct held_fragment);
+	__uint(max_entries, HELD_FRAGMENTS);
+} held_fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct held_cursor);
+	__uint(max_entries, 1);
+} held_ring SEC(".maps");
 
 /* affinities: (client, service) -> seat. When full: the least recently used goes. */
 struct {

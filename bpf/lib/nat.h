@@ -51,6 +51,12 @@ static __always_inline __u32 nat_fold32(__u64 sum)
 	return folded == 0xffffffff ? 0 : folded;
 }
 
+/* nat_negate is what undoes a sum. */
+static __always_inline __u32 nat_negate(__u64 sum)
+{
+	return nat_fold32((__u32)~nat_fold32(sum));
+}
+
 static __always_inline __u16 nat_fold16(__u64 sum)
 {
 	sum = nat_fold32(sum);
@@ -123,27 +129,50 @@ static __always_inline int nat_check(struct __sk_buff *skb, const struct packet 
 	return 0;
 }
 
+/* nat_write_l3 writes MAC and addresses; `diff` is what that does to a checksum over them. */
+static __always_inline int nat_write_l3(void *data, void *end, const struct nat_target *to, bool v4,
+					__u64 diff)
+{
+	if (nat_write_mac(data, end, to))
+		return -DROP_MALFORMED;
+	return v4 ? nat_write_v4(data, end, to, diff) : nat_write_v6(data, end, to);
+}
+
+/* nat_diff is the checksum difference that the packet's new addresses make. */
+static __always_inline __u64 nat_diff(const struct packet *p, const struct nat_target *to, bool v4)
+{
+	return nat_addr_diff(p->tuple.saddr, to->saddr, v4) +
+	       nat_addr_diff(p->tuple.daddr, to->daddr, v4);
+}
+
 /* nat_translate rewrites the packet into `to`. After an error it may be half written: drop it. */
 static __always_inline int nat_translate(struct __sk_buff *skb, const struct packet *p,
 					 const struct nat_target *to)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	bool v4 = addr_is_v4(p->tuple.saddr);
-	__u64 addrs = nat_addr_diff(p->tuple.saddr, to->saddr, v4) +
-		      nat_addr_diff(p->tuple.daddr, to->daddr, v4);
+	__u64 addrs = nat_diff(p, to, v4);
 	__u32 from = *(const __u32 *)&p->tuple.sport, into = *(const __u32 *)&to->sport;
-	__be32 *ports = data + (p->l4_off & 0x3ff);
+	__be32 *ports = data + (p->l4_off & L4_OFF_MAX);
 	int err;
 
 	if ((void *)(ports + 1) > end)
 		return -DROP_MALFORMED;
 	*ports = into;
-	if (nat_write_mac(data, end, to))
-		return -DROP_MALFORMED;
-	err = v4 ? nat_write_v4(data, end, to, addrs) : nat_write_v6(data, end, to);
+	err = nat_write_l3(data, end, to, v4, addrs);
 	if (err)
 		return err;
 	return nat_check(skb, p, nat_fold32(addrs), nat_fold32((__u64)(__u32)~from + into));
+}
+
+/* nat_translate_l3 rewrites a packet that has addresses but no ports. */
+static __always_inline int nat_translate_l3(struct __sk_buff *skb, const struct packet *p,
+					    const struct nat_target *to)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	bool v4 = addr_is_v4(p->tuple.saddr);
+
+	return nat_write_l3(data, end, to, v4, nat_diff(p, to, v4));
 }
 
 #endif

@@ -12,8 +12,6 @@
 #define REJECT_BURST 256  /* answers a CPU may send at once */
 #define REJECT_PER_TICK 4 /* and this many more with every tick */
 
-#define PROTO_ICMP 1
-#define PROTO_ICMPV6 58
 #define ICMP_UNREACHABLE 3
 #define ICMP_PORT 3
 #define ICMPV6_UNREACHABLE 1
@@ -160,7 +158,7 @@ static __always_inline int reject_unreachable(struct __sk_buff *skb, const struc
 
 /* reject_answer makes the packet an answer to its sender, addressed by swapping the MACs. Returns 0,
  * or -DROP_... where there is no answering: a reset, a packet with IP options, a source that is no
- * host's, too many answers already.
+ * host's, too many answers already, a fragment.
  */
 __noinline int reject_answer(struct __sk_buff *skb, const struct packet *p)
 {
@@ -171,7 +169,8 @@ __noinline int reject_answer(struct __sk_buff *skb, const struct packet *p)
 		return -DROP_REWRITE;
 	l4 = ETH_HLEN +
 	     (addr_is_v4(p->tuple.saddr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
-	if (p->l4_off != l4 || p->tcp_flags & TCP_RST || !reject_unicast(p->tuple.saddr))
+	if (p->l4_off != l4 || p->fragment || p->tcp_flags & TCP_RST ||
+	    !reject_unicast(p->tuple.saddr))
 		return -DROP_NO_PAIR;
 	if (!reject_allowed(p->now))
 		return -DROP_RATE_LIMITED;

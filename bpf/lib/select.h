@@ -6,6 +6,8 @@
 #ifndef TCLB_SELECT_H
 #define TCLB_SELECT_H
 
+#include <bpf/bpf_endian.h>
+
 #include "addr.h"
 #include "maps.h"
 #include "verdict.h"

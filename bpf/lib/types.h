@@ -72,12 +72,12 @@ struct ct_half {
 	__u64 packets;	    /* IP packets, segments of a GSO packet counted each */
 	__u64 bytes;	    /* from the IP header on */
 	__u32 seen;	    /* tick of the last packet */
-	__u32 seq;	    /* TCP: initial sequence number + 1 */
+	__u32 end;	    /* TCP: the sequence number after the last one sent */
 	__u32 ifindex;	    /* DELIVER_PEER: the veth's host side */
 	__u8 mac[MAC_LEN];  /* destination MAC for delivery */
 	__u8 deliver;	    /* enum deliver */
 	__u8 flags;	    /* enum ct_half_flag seen in this direction */
-	__u32 pad;
+	__u32 ack;	    /* TCP: the last acknowledgment sent */
 };
 
 enum ct_pair_flag {
@@ -97,7 +97,10 @@ struct ct_pair {
 	__u32 created;		/* tick */
 	__u32 state;		/* enum ct_state; who changes it by compare-and-swap counts it */
 	__u32 flags;		/* enum ct_pair_flag */
-	__u32 pad;
+	/* TCP, opening: the least that the handshake's last packet acknowledges. Established: what
+	 * the answer to a SYN seen since acknowledges.
+	 */
+	__u32 handshake;
 };
 
 /* One cache line of the index tuple -> half. A slot is tag << 32 | pair << 1 | dir, 0 if
@@ -135,18 +138,70 @@ struct sweep {
 	__u32 now;     /* out: tick of the call */
 };
 
+/* ---- fragments ---- */
+
+/* What the fragments of one datagram have in common, as they arrive. */
+struct fragment_key {
+	__u8 saddr[ADDR_LEN];
+	__u8 daddr[ADDR_LEN];
+	__u32 id; /* network order; of IPv4 in the lower half */
+	__u8 proto;
+	__u8 pad[3];
+};
+
+enum fragment_fate {
+	FRAGMENT_PAIR = 0, /* translated like the first one */
+	FRAGMENT_PASS = 1, /* the first one was none of ours, or these are translated already */
+};
+
+/* What the first fragment, which alone has the ports, says about the others. */
+struct fragment {
+	__u32 pair; /* FRAGMENT_PAIR: number, life and direction */
+	__u32 life;
+	__u32 seen; /* tick */
+	__u8 dir;
+	__u8 fate; /* enum fragment_fate */
+	__u16 pad;
+};
+
+enum held_state {
+	HELD_FREE = 0,
+	HELD_BUSY = 1, /* being written or read by the CPU that made it so */
+	HELD_READY = 2,
+};
+
+/* A fragment that came before its datagram's first one: from the IP header on. */
+#define HELD_FRAGMENTS 256
+#define HELD_BYTES 9216
+struct held_fragment {
+	struct fragment_key key;
+	__u32 state; /* enum held_state, changed by compare-and-swap */
+	__u32 seen;  /* tick */
+	__u32 len;
+	__u32 pad;
+	__u8 packet[HELD_BYTES];
+};
+
+/* Changed atomically. */
+struct held_cursor {
+	__u32 next;    /* place of the next fragment to be held */
+	__u32 waiting; /* places that are HELD_READY */
+	__u64 held;    /* since the maps were made */
+	__u64 released;
+};
+
 /* ---- services ---- */
 
 struct frontend_key {
 	__u8 vip[ADDR_LEN];
-	__be16 port; /* 0: any port of this VIP that is not listed */
+	__be16 port; /* 0: the address as such; without that entry none of its ports counts */
 	__u8 proto;  /* 0 with port 0 */
 	__u8 pad;
 };
 
 enum frontend_kind {
 	FRONTEND_SERVICE = 0,
-	FRONTEND_VIP = 1,     /* key with port 0: the VIP is ours, the port is not served */
+	FRONTEND_VIP = 1,     /* key with port 0: a VIP; ports that are not listed are refused */
 	FRONTEND_BACKEND = 2, /* a backend's own address: direct flows to it are tracked */
 };
 
@@ -304,7 +359,7 @@ enum drop_reason {
 	DROP_NO_PORT = 6,	 /* no free source port for a translated flow */
 	DROP_NO_PAIR = 7,	 /* mid-flow packet of a flow that nobody knows */
 	DROP_BACKEND_GONE = 8,	 /* the flow's backend was removed */
-	DROP_FRAGMENT = 9,	 /* fragment that cannot be told to a flow */
+	DROP_FRAGMENT = 9,	 /* fragment whose datagram's first one did not come in time */
 	DROP_CT_FULL = 10,	 /* no room for a new pair */
 	DROP_REWRITE = 11,	 /* the kernel refused to change the packet */
 	DROP_UNROUTABLE = 12,	 /* to a VIP, by a protocol that is not balanced */
@@ -321,6 +376,8 @@ _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct ct_half) == 80, "ct_half");
 _Static_assert(sizeof(struct ct_pair) == 192, "ct_pair is three cache lines");
 _Static_assert(sizeof(struct ct_bucket) == 64, "ct_bucket is one cache line");
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+_Static_assert(sizeof(struct fragment) == 16, "fragment");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
 _Static_assert(sizeof(struct frontend) == 28, "frontend");
 _Static_assert(sizeof(struct service) == 48, "service");

@@ -149,7 +149,7 @@ func mapSizes(s Sizes) map[string]uint32 {
 	opening = max(opening, 64)
 	pairs := s.MaxConntrack + opening + closing + pairSlack
 	return map[string]uint32{
-		bpf.MapsMapFrontends:     2*s.MaxServices + s.MaxBackends/2,
+		bpf.MapsMapFrontends:     2*s.MaxServices + s.MaxBackends,
 		bpf.MapsMapServices:      s.MaxServices + 1,
 		bpf.MapsMapServiceStats:  s.MaxServices + 1,
 		bpf.MapsMapBackends:      s.MaxBackends + 1,
@@ -162,6 +162,9 @@ func mapSizes(s Sizes) map[string]uint32 {
 		bpf.MapsMapCtClosing:     closing,
 		bpf.MapsMapCtShared:      1,
 		bpf.MapsMapAffinities:    affinityEntries,
+		bpf.MapsMapFragments:     fragmentEntries,
+		bpf.MapsMapHeldFragments: uint32(heldFragments),
+		bpf.MapsMapHeldRing:      1,
 		bpf.MapsMapAllow:         s.MaxServices,
 		bpf.MapsMapEndpoints:     endpointEntries,
 		bpf.MapsMapSettings:      1,
@@ -174,6 +177,8 @@ const (
 	// pairSlack is for flows that are being made while every room is full.
 	pairSlack       = 256
 	affinityEntries = 65536
+	fragmentEntries = 16384
+	heldFragments   = 256 // HELD_FRAGMENTS of bpf/lib/types.h
 	endpointEntries = 65536
 )
 

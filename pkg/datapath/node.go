@@ -174,3 +174,25 @@ func (d *Datapath) FlushAffinity(service uint32) (int, error) {
 	}
 	return len(gone), nil
 }
+
+// FlushFragments forgets which flows the fragments on their way belong to. Those that wait for their
+// datagram's first one are given up within two seconds anyway.
+func (d *Datapath) FlushFragments() error {
+	m := d.maps[bpf.MapsMapFragments]
+	var k bpf.MapsFragmentKey
+	var v bpf.MapsFragment
+	var gone []bpf.MapsFragmentKey
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		gone = append(gone, k)
+	}
+	if err := it.Err(); err != nil {
+		return mapError("read", bpf.MapsMapFragments, err)
+	}
+	for i := range gone {
+		if err := deleteKey(d, bpf.MapsMapFragments, &gone[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}

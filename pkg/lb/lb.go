@@ -114,8 +114,11 @@ type Frontend struct {
 	Protocol Protocol
 }
 
-// String returns "tcp 10.96.0.10:80".
+// String returns "tcp 10.96.0.10:80"; of an address as such, port 0, the address.
 func (f Frontend) String() string {
+	if f.Port == 0 {
+		return f.VIP.String()
+	}
 	return f.Protocol.String() + " " + netip.AddrPortFrom(f.VIP, f.Port).String()
 }
 

@@ -193,5 +193,8 @@ func (p *proxy) Flush(_ context.Context, service string) (view.Flushed, error) {
 	if err != nil {
 		return view.Flushed{}, fmt.Errorf("flush affinities: %w", err)
 	}
+	if err := p.datapath.FlushFragments(); err != nil {
+		return view.Flushed{}, fmt.Errorf("flush fragments: %w", err)
+	}
 	return view.Flushed{Pairs: int(swept.Removed), Affinities: affinities}, nil
 }

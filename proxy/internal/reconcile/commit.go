@@ -122,17 +122,9 @@ func (r *Reconciler) putOneByOne(c *change, batch map[lb.Frontend]datapath.Front
 	slices.SortFunc(keys, compareFrontends)
 	for _, key := range keys {
 		if err := r.putFrontends(map[lb.Frontend]datapath.Frontend{key: batch[key]}); err != nil {
-			c.fail(fmt.Errorf("write frontend %s: %w", describe(key), err))
+			c.fail(fmt.Errorf("write frontend %v: %w", key, err))
 		}
 	}
-}
-
-// describe names a key; that of a VIP as such has no port.
-func describe(key lb.Frontend) string {
-	if key.Port == 0 {
-		return key.VIP.String()
-	}
-	return key.String()
 }
 
 // commitDirect counts who uses the backends' own addresses.

@@ -46,7 +46,7 @@ func TestFullFrontendsMapKeepsWhatFits(t *testing.T) {
 	n := newNode(t, datapath.Sizes{})
 	n.apply([]lb.Service{web("a", "10.96.0.1", 1)})
 	before := n.table("10.96.0.1")
-	n.maps.MaxFrontends = 6 // three each: VIP, port, and the backend's own address
+	n.maps.MaxFrontends = 8 // four each: the VIP and the backend's own address, as such and with a port
 	two := []lb.Service{web("a", "10.96.0.1", 1), webOf("b", "10.96.0.2", "203.0.113.1")}
 	n.apply(two)
 	n.ok()

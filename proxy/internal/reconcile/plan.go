@@ -273,15 +273,17 @@ func (r *Reconciler) planFrontend(c *change, key lb.Frontend, want datapath.Fron
 	}
 }
 
-// planDirect lists the backends' own addresses, whose flows are tracked too.
+// planDirect lists the backends' own addresses, whose flows are tracked too: each as such, which a
+// packet's destination is compared with first, and with its ports.
 func (r *Reconciler) planDirect(c *change, ids map[backendKey]uint32) {
-	c.direct = make([]lb.Frontend, 0, len(ids))
+	c.direct = make([]lb.Frontend, 0, 2*len(ids))
 	for k := range ids {
 		if k.zone == 0 {
-			c.direct = append(c.direct, lb.Frontend{VIP: k.address, Port: k.port, Protocol: k.protocol})
+			c.direct = append(c.direct, lb.Frontend{VIP: k.address}, lb.Frontend{VIP: k.address, Port: k.port, Protocol: k.protocol})
 		}
 	}
 	slices.SortFunc(c.direct, compareFrontends)
+	c.direct = slices.Compact(c.direct)
 }
 
 func compareFrontends(a, b lb.Frontend) int {
