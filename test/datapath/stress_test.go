@@ -17,9 +17,13 @@ import (
 // openMap opens a map of the world by its pin, past the typed methods.
 func (w *world) openMap(name string) *ebpf.Map {
 	w.t.Helper()
+	if m := w.maps[name]; m != nil {
+		return m
+	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(w.d.Dir(), "maps", name), nil)
 	w.check(err)
 	w.t.Cleanup(func() { m.Close() })
+	w.maps[name] = m
 	return m
 }
 

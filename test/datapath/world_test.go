@@ -42,6 +42,7 @@ type world struct {
 	client     container
 	containers []container // backends
 	host       container   // tclb0
+	maps       map[string]*ebpf.Map
 }
 
 var (
@@ -88,7 +89,7 @@ func newSizedWorld(t *testing.T, backends int, sizes datapath.Sizes) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	w := &world{t: t, d: d}
+	w := &world{t: t, d: d, maps: map[string]*ebpf.Map{}}
 	w.client = w.addContainer(1)
 	w.host = w.addContainer(2)
 	for i := range backends {
