@@ -37,7 +37,7 @@ type container struct {
 
 // world is a node in miniature: maps of its own, and devices for programs to be "on".
 type world struct {
-	t          *testing.T
+	t          testing.TB
 	d          *datapath.Datapath
 	client     container
 	containers []container // backends
@@ -72,7 +72,7 @@ func newWorld(t *testing.T, backends int) *world {
 	return newSizedWorld(t, backends, datapath.Sizes{MaxServices: 64, MaxBackends: 256, TableSlots: 16384, MaxConntrack: 4096})
 }
 
-func newSizedWorld(t *testing.T, backends int, sizes datapath.Sizes) *world {
+func newSizedWorld(t testing.TB, backends int, sizes datapath.Sizes) *world {
 	t.Helper()
 	if os.Geteuid() != 0 && os.Getenv("REQUIRE_ROOT") == "" {
 		t.Skip("needs root")
@@ -101,7 +101,7 @@ func newSizedWorld(t *testing.T, backends int, sizes datapath.Sizes) *world {
 }
 
 // enterNamespace moves the test into a network namespace of its own.
-func enterNamespace(t *testing.T) {
+func enterNamespace(t testing.TB) {
 	t.Helper()
 	runtime.LockOSThread()
 	old, err := netns.Get()
