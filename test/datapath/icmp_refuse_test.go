@@ -17,7 +17,7 @@ func TestIllegalMTUsAreDropped(t *testing.T) {
 		{0: false, 68: false, 1279: false, 1280: true, 1500: true, 0x10500: true},
 	}
 	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
-		for i, r := range []int{0, 5} { // a container's client, the host's
+		for i, r := range []int{0, 5, 4} { // by each of the programs
 			k := roads[r].open(w, family, proto, uint16(40000+i), plain)
 			for mtu, fine := range legal[family] {
 				for _, way := range [][2]passage{{k.request, k.response}, {k.response, k.request}} {
@@ -82,6 +82,23 @@ func TestSpoofedErrorsAreDropped(t *testing.T) {
 			}
 			w.dropped(k.response.leg, failure(k.request, outside().addr[family], 8, m), "spoofed")
 			w.dropped(leg{datapath.FromContainer, stranger}, failure(k.response, stranger.addr[family], 8, m), "spoofed")
+		}
+	})
+}
+
+// Where a flow leaves for the host's stack, the way behind is unknown: a container may be a router there.
+func TestAContainerMayBeARouter(t *testing.T) {
+	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
+		k := roads[4].open(w, family, proto, 40000, plain)
+		router := w.addContainer(40)
+		for _, m := range failures[family] {
+			x := w.carry(leg{datapath.FromContainer, router}, failure(k.request, router.addr[family], 8, m))
+			got := w.decode(x.seen)
+			if x.verdict != redirect || got.DstMAC.String() != w.client.mac.String() || got.Src.Addr() != router.addr[family] ||
+				!bytes.Equal(got.ICMP.Quote, packet.Quote(k.request.sent, 8)) {
+				t.Errorf("verdict %d for %v", x.verdict, got)
+			}
+			w.dropped(leg{datapath.FromContainer, router}, failure(k.request, outside().addr[family], 8, m), "spoofed")
 		}
 	})
 }

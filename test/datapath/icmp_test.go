@@ -131,6 +131,9 @@ var roads = []road{
 	}},
 }
 
+// programRoads are roads that pass each of the programs in each direction.
+var programRoads = []road{roads[0], roads[4], roads[5]}
+
 // talkTo is the talk of the world's client with an attached backend.
 func (w *world) talkTo(family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {
 	w.t.Helper()
@@ -221,6 +224,9 @@ func eachRoad(t *testing.T, f func(w *world, family int, proto lb.Protocol, dres
 	}
 }
 
+// A router between is a sender of its own: its address tells an operator where a path is broken.
+var router = [2]netip.AddrPort{netip.MustParseAddrPort("203.0.113.254:0"), netip.MustParseAddrPort("[2001:db8:77::fe]:0")}
+
 // Without the first half of this, a path with a small MTU is a black hole for what is sent to a VIP:
 // cilium/cilium#47755 and #34380 are open for just that, as #46993 is for errors that come by the host.
 func TestErrorsFindWhoSentThePacket(t *testing.T) {
@@ -232,6 +238,10 @@ func TestErrorsFindWhoSentThePacket(t *testing.T) {
 					s := failure(way[0], w.decode(way[1].sent).Src.Addr(), keep, m)
 					dress(&s)
 					k.complain(way[0], way[1], s, keep)
+					if way[1].program != datapath.FromContainer { // no router is in a container
+						s.Src = router[family]
+						k.complain(way[0], way[1], s, keep)
+					}
 				}
 			}
 		}
@@ -251,20 +261,6 @@ func (w *world) states() map[datapath.FlowState]int {
 	return out
 }
 
-// A router between is a sender of its own: its address tells an operator where a path is broken.
-func TestErrorsOfARouterKeepItsAddress(t *testing.T) {
-	router := [2]netip.Addr{netip.MustParseAddr("203.0.113.254"), netip.MustParseAddr("2001:db8:77::fe")}
-	eachRoad(t, func(w *world, family int, _ lb.Protocol, _ func(*packet.Spec), k talk) {
-		for _, m := range failures[family] {
-			for _, way := range [][2]passage{{k.request, k.response}, {k.response, k.request}} {
-				if way[1].program != datapath.FromContainer { // no router is in a container
-					k.complain(way[0], way[1], failure(way[0], router[family], 8, m), 8)
-				}
-			}
-		}
-	})
-}
-
 func TestErrorsAboutDatagramsWithoutChecksum(t *testing.T) {
 	for _, r := range roads {
 		t.Run(r.name, func(t *testing.T) {
@@ -276,6 +272,25 @@ func TestErrorsAboutDatagramsWithoutChecksum(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A datagram whose last fragment was lost is complained about by a quote of its first.
+func TestErrorsAboutFragments(t *testing.T) {
+	for _, r := range programRoads {
+		for family, name := range families {
+			t.Run(r.name+"/"+name, func(t *testing.T) {
+				w := newWorld(t, 3)
+				for _, proto := range []lb.Protocol{lb.TCP, lb.UDP} {
+					k := r.open(w, family, proto, 40000, func(s *packet.Spec) { s.Fragment = &packet.Fragment{ID: 77, More: true} })
+					for _, way := range [][2]passage{{k.request, k.response}, {k.response, k.request}} {
+						m := failures[family][3]
+						m.Code = 1
+						k.complain(way[0], way[1], failure(way[0], w.decode(way[1].sent).Src.Addr(), -1, m), -1)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"bytes"
 	"net/netip"
 	"testing"
 
@@ -156,35 +155,5 @@ func TestZeroUDPChecksumStaysZero(t *testing.T) {
 	})
 	if verdict != redirect || !got.NoChecksum {
 		t.Errorf("verdict %d for %v, checksum kept zero: %v", verdict, got, got.NoChecksum)
-	}
-}
-
-func TestWhatIsNotOursPassesUnchanged(t *testing.T) {
-	w := newWorld(t, 1)
-	flow, err := packet.Spec{Src: netip.MustParseAddrPort("198.51.100.1:1"), Dst: netip.MustParseAddrPort("203.0.113.1:2"), Protocol: lb.TCP, Flags: packet.SYN}.Build()
-	w.check(err)
-	vip, err := packet.Spec{Src: netip.MustParseAddrPort("198.51.100.1:1"), Dst: netip.AddrPortFrom(vips[0], servicePort), Protocol: lb.TCP, Flags: packet.SYN}.Build()
-	w.check(err)
-	edit := func(b []byte, at int, v ...byte) []byte {
-		b = bytes.Clone(b)
-		copy(b[at:], v)
-		return b
-	}
-	for name, frame := range map[string][]byte{
-		"to elsewhere":      flow,
-		"ARP":               edit(vip, 12, 0x08, 0x06),
-		"ICMP":              edit(vip, 23, 1),
-		"SCTP":              edit(vip, 23, 132),
-		"IP version 5":      edit(vip, 14, 0x55),
-		"IHL of 4":          edit(vip, 14, 0x44),
-		"cut in the header": vip[:36],
-		"a later fragment":  edit(vip, 20, 0, 7),
-	} {
-		for _, program := range []string{datapath.FromContainer, datapath.ToContainer} {
-			verdict, out := w.run(program, w.client.ifindex, frame)
-			if verdict != next || !bytes.Equal(out[:len(frame)], frame) {
-				t.Errorf("%s, %s: verdict %d, changed %v", program, name, verdict, !bytes.Equal(out[:len(frame)], frame))
-			}
-		}
 	}
 }
