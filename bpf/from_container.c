@@ -56,22 +56,28 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	return deliver_from_veth(skb, to.deliver, to.ifindex);
 }
 
-/* What a removed backend still answers becomes a reset for its client, who would wait otherwise:
- * the answer that the client's next segment would get, at the sequence number that it expects.
+/* as_its_client makes of a removed backend's answer the segment that its client would send next. */
+static __noinline void as_its_client(struct packet *p, const struct ct_hit *hit)
+{
+	p->tuple = hit->pair->half[DIR_ORIGINAL].tuple;
+	p->ack = p->seq;
+	p->tcp_flags = (p->tcp_flags & TCP_RST) | TCP_ACK;
+}
+
+/* What a removed backend still answers becomes a reset for its client, who would wait otherwise: at
+ * the sequence number that it expects.
  */
 static __always_inline int reset_client(struct __sk_buff *skb, struct packet *p, struct ct_hit *hit)
 {
 	const struct ct_half *back = &hit->pair->half[DIR_REPLY];
 	int err;
 
-	p->tuple = hit->pair->half[DIR_ORIGINAL].tuple;
-	p->ack = p->seq;
-	p->tcp_flags = (p->tcp_flags & TCP_RST) | TCP_ACK;
+	as_its_client(p, hit);
 	err = reject_answer(skb, p);
 	if (!err && back->deliver != DELIVER_STACK &&
 	    bpf_skb_store_bytes(skb, 0, back->mac, MAC_LEN, 0))
 		err = -DROP_REWRITE;
-	return err ? verdict_drop(err) : deliver_from_veth(skb, back->deliver, back->ifindex);
+	return err ? verdict_unanswered(err) : deliver_from_veth(skb, back->deliver, back->ifindex);
 }
 
 /* answer_sender sends the packet, an answer by now, back to the container that it came from. */
@@ -96,7 +102,7 @@ static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, struc
 	if (hit->dir == DIR_REPLY)
 		return reset_client(skb, p, hit);
 	error = reject_answer(skb, p);
-	return error ? verdict_drop(error) : answer_sender(skb);
+	return error ? verdict_unanswered(error) : answer_sender(skb);
 }
 
 /* other handles what has no ports of its own. */
@@ -120,8 +126,11 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 		found = nat_target(&hit, &to);
 	if (found)
 		return verdict_drop(found);
-	if (flow_untouched(hit.pair))
+	if (flow_untouched(hit.pair)) {
+		if (parsed == PARSED_LATER)
+			ct_touch(skb, &hit.pair->half[hit.dir & 1], p);
 		return verdict_next();
+	}
 	if (goes_by_the_host(&hit, &to)) {
 		to_the_host(skb, p);
 		return verdict_next();
@@ -133,12 +142,8 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 /* pass lets go on what is not ours; the fragments behind it need not wait. */
 static __always_inline int pass(struct __sk_buff *skb, const struct packet *p)
 {
-	struct nat_target as_it_is;
-
-	if (p->fragment) {
-		__builtin_memset(&as_it_is, 0, sizeof(as_it_is));
-		fragment_first(skb, p, &as_it_is, 0, 0);
-	}
+	if (p->fragment)
+		fragment_pass(skb, p, 0);
 	return verdict_next();
 }
 

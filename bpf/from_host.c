@@ -27,7 +27,7 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 		return verdict_drop(error);
 	verdict_count(error);
 	error = reject_answer(skb, p);
-	return error ? verdict_drop(error) : answer_sender(skb);
+	return error ? verdict_unanswered(error) : answer_sender(skb);
 }
 
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,

@@ -29,6 +29,7 @@ const (
 	FromContainerMapCtShared       = "ct_shared"
 	FromContainerMapDrops          = "drops"
 	FromContainerMapEndpoints      = "endpoints"
+	FromContainerMapFirstFragment  = "first_fragment"
 	FromContainerMapFragments      = "fragments"
 	FromContainerMapFrontends      = "frontends"
 	FromContainerMapHeldFragments  = "held_fragments"
@@ -103,6 +104,7 @@ type FromContainerMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
@@ -153,6 +155,7 @@ type FromContainerMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
@@ -178,6 +181,7 @@ func (m *FromContainerMaps) Close() error {
 		m.CtShared,
 		m.Drops,
 		m.Endpoints,
+		m.FirstFragment,
 		m.Fragments,
 		m.Frontends,
 		m.HeldFragments,

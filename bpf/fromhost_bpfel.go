@@ -29,6 +29,7 @@ const (
 	FromHostMapCtShared      = "ct_shared"
 	FromHostMapDrops         = "drops"
 	FromHostMapEndpoints     = "endpoints"
+	FromHostMapFirstFragment = "first_fragment"
 	FromHostMapFragments     = "fragments"
 	FromHostMapFrontends     = "frontends"
 	FromHostMapHeldFragments = "held_fragments"
@@ -103,6 +104,7 @@ type FromHostMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
@@ -153,6 +155,7 @@ type FromHostMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
@@ -178,6 +181,7 @@ func (m *FromHostMaps) Close() error {
 		m.CtShared,
 		m.Drops,
 		m.Endpoints,
+		m.FirstFragment,
 		m.Fragments,
 		m.Frontends,
 		m.HeldFragments,

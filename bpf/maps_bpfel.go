@@ -391,6 +391,7 @@ const (
 	MapsMapCtShared           = "ct_shared"
 	MapsMapDrops              = "drops"
 	MapsMapEndpoints          = "endpoints"
+	MapsMapFirstFragment      = "first_fragment"
 	MapsMapFragments          = "fragments"
 	MapsMapFrontends          = "frontends"
 	MapsMapHeldFragments      = "held_fragments"
@@ -477,6 +478,7 @@ type MapsMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
@@ -541,6 +543,7 @@ type MapsMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
@@ -566,6 +569,7 @@ func (m *MapsMaps) Close() error {
 		m.CtShared,
 		m.Drops,
 		m.Endpoints,
+		m.FirstFragment,
 		m.Fragments,
 		m.Frontends,
 		m.HeldFragments,

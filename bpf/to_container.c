@@ -36,12 +36,8 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 /* pass lets a first fragment go on as it is, and those that waited for it. */
 static __always_inline int pass(struct __sk_buff *skb, const struct packet *p)
 {
-	struct nat_target as_it_is;
-
-	if (p->fragment) {
-		__builtin_memset(&as_it_is, 0, sizeof(as_it_is));
-		fragment_first(skb, p, &as_it_is, 0, FIRST_EGRESS);
-	}
+	if (p->fragment)
+		fragment_pass(skb, p, FIRST_EGRESS);
 	return verdict_next();
 }
 

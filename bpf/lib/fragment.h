@@ -3,8 +3,8 @@
  *
  * In order, the first one leaves a note under the datagram's id and the others follow it. One that
  * comes before the first waits in a ring, if it can be of a flow of ours: to a VIP, or from a backend's
- * address. The first then takes the waiting ones along: the packet is sent as a clone,
- * becomes the next one, and so on; the last leaves as the packet itself.
+ * address. The first then sends the waiting ones on: it is put aside, the packet becomes one after the
+ * other and is sent as a clone each time, and in the end it becomes the first one again.
  *
  * A fragment becomes HELD_READY before it looks for the note a second time, and the first one leaves
  * its note before it looks for the waiting ones: one of them sees the other.
@@ -29,7 +29,8 @@ static __always_inline void fragment_key(struct fragment_key *key, const __u8 *s
 	addr_copy(key->saddr, saddr);
 	addr_copy(key->daddr, daddr);
 	key->id = p->fragment_id;
-	key->proto = p->tuple.proto;
+	/* Later IPv6 fragments may name another protocol than the first one (RFC 8200, 4.5). */
+	key->proto = addr_is_v4(saddr) ? p->tuple.proto : 0;
 }
 
 static __always_inline bool fragment_key_equal(const struct fragment_key *a,
@@ -72,7 +73,9 @@ static __always_inline bool fragment_concerns(const struct packet *p, __u32 side
 	struct frontend_key key ALIGNED = {};
 	struct frontend *f;
 
-	if (p->tuple.proto != PROTO_TCP && p->tuple.proto != PROTO_UDP)
+	/* Of IPv6, the ports may be behind options. */
+	if (p->tuple.proto != PROTO_TCP && p->tuple.proto != PROTO_UDP &&
+	    p->tuple.proto != PROTO_DSTOPTS)
 		return false;
 	addr_copy(key.vip, p->tuple.daddr);
 	f = bpf_map_lookup_elem(&frontends, &key);
@@ -163,10 +166,12 @@ struct release {
 	struct fragment_key key;
 	struct nat_target to;
 	__u32 now;
+	__u32 least; /* no packet becomes shorter: the first one's transport header is in it */
+	__u32 pair;  /* 0: none, else number + 1 */
+	__u8 dir;
 	__u8 translate;
 	__u8 egress; /* the program is at its device's egress */
 	__u8 failed;
-	__u8 pad;
 };
 
 /* fragment_send sends a clone of the packet where deliver.h would send it. What stays on this host's
@@ -181,22 +186,32 @@ static __always_inline long fragment_send(struct __sk_buff *skb, const struct re
 	return bpf_clone_redirect(skb, skb->ifindex, r->egress ? 0 : BPF_F_INGRESS);
 }
 
-/* fragment_become makes the packet the held one, translated. */
-static __always_inline int fragment_become(struct release *r, const struct held_fragment *held)
+/* fragment_become puts other contents behind the packet's Ethernet header. */
+static __always_inline int fragment_become(const struct release *r,
+					   const struct held_fragment *held)
 {
-	struct __sk_buff *skb = r->skb;
-	void *data, *end;
-	__u32 len = held->len;
-	bool v4 = addr_is_v4(r->key.saddr);
+	__u32 len = held->len, size = ETH_HLEN + len;
 
-	if (len < sizeof(struct iphdr) || len > HELD_BYTES ||
-	    bpf_skb_change_tail(skb, ETH_HLEN + len, 0) ||
-	    bpf_skb_store_bytes(skb, ETH_HLEN, held->packet, len, BPF_F_RECOMPUTE_CSUM))
+	if (size < r->least)
+		size = r->least;
+	if (len < 1 || len > HELD_BYTES || bpf_skb_change_tail(r->skb, size, 0) ||
+	    bpf_skb_store_bytes(r->skb, ETH_HLEN, held->packet, len, BPF_F_RECOMPUTE_CSUM))
 		return -DROP_FRAGMENT;
-	if (!r->translate)
-		return 0;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
+	return 0;
+}
+
+/* fragment_translate translates the packet as the first one was, and accounts it. */
+static __always_inline int fragment_translate(const struct release *r, __u32 len)
+{
+	void *data = (void *)(long)r->skb->data, *end = (void *)(long)r->skb->data_end;
+	bool v4 = addr_is_v4(r->key.saddr);
+	__u32 index = r->pair - 1;
+	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+
+	if (pair) {
+		pair->half[r->dir & 1].packets++;
+		pair->half[r->dir & 1].bytes += len;
+	}
 	return nat_write_l3(data, end, &r->to, v4,
 			    nat_addr_diff(r->key.saddr, r->to.saddr, v4) +
 				    nat_addr_diff(r->key.daddr, r->to.daddr, v4));
@@ -214,13 +229,26 @@ static int fragment_release_one(__u32 i, struct release *r)
 	    __sync_val_compare_and_swap(&held->state, HELD_READY, HELD_BUSY) != HELD_READY)
 		return 0;
 	__sync_fetch_and_add(&ring->waiting, -1);
-	if (fragment_send(r->skb, r) || fragment_become(r, held)) {
+	if (fragment_become(r, held) || (r->translate && fragment_translate(r, held->len)) ||
+	    fragment_send(r->skb, r))
 		verdict_count(-DROP_FRAGMENT);
-		r->failed = 1;
-	}
-	__sync_lock_test_and_set(&held->state, HELD_FREE);
 	__sync_fetch_and_add(&ring->released, 1);
-	return r->failed & 1;
+	__sync_lock_test_and_set(&held->state, HELD_FREE);
+	return 0;
+}
+
+/* fragment_release sends the waiting ones on. Returns 0 with the packet as it was, or -DROP_... */
+static __always_inline int fragment_release(struct release *r)
+{
+	__u32 zero = 0, len = r->skb->len - ETH_HLEN;
+	struct held_fragment *aside = bpf_map_lookup_elem(&first_fragment, &zero);
+
+	if (!aside || len < 1 || len > HELD_BYTES ||
+	    bpf_skb_load_bytes(r->skb, ETH_HLEN, aside->packet, len))
+		return -DROP_FRAGMENT;
+	aside->len = len;
+	bpf_loop(HELD_FRAGMENTS, fragment_release_one, r, 0);
+	return fragment_become(r, aside);
 }
 
 /* fragment_note leaves the note of a first fragment; `place` is FLOW_PAIR << 1 | dir, 0 for none. */
@@ -239,8 +267,8 @@ static __always_inline void fragment_note(const struct fragment_key *key, __u32 
 }
 
 /* fragment_first leaves the note of a first fragment, which is translated into `to` already with
- * FIRST_TRANSLATED, and sends those on that wait for it. `place` is as for fragment_note.
- * Returns 0: the packet, maybe another one now, goes on; or -DROP_FRAGMENT.
+ * FIRST_TRANSLATED, and sends those on that wait for it. `place_life` is fragment_place_of its hit,
+ * or 0. Returns 0: the packet goes on; or -DROP_FRAGMENT.
  */
 #define FIRST_TRANSLATED 1
 #define FIRST_EGRESS 2
@@ -260,16 +288,27 @@ __noinline int fragment_first(struct __sk_buff *skb, const struct packet *p,
 	r.to = *to;
 	r.skb = skb;
 	r.now = p->now;
+	r.least = p->l4_off + sizeof(struct tcphdr);
+	r.pair = place >> 1;
+	r.dir = place & 1;
 	r.egress = !!(how & FIRST_EGRESS);
 	r.translate = how & FIRST_TRANSLATED;
 	if (r.translate) {
 		struct fragment_key key ALIGNED;
 
 		fragment_key(&key, to->saddr, to->daddr, p);
-		fragment_note(&key, 0, 0, p->now);
+		if (!fragment_key_equal(&key, &r.key))
+			fragment_note(&key, 0, 0, p->now);
 	}
-	bpf_loop(HELD_FRAGMENTS, fragment_release_one, &r, 0);
-	return r.failed ? -DROP_FRAGMENT : 0;
+	return fragment_release(&r);
+}
+
+/* fragment_pass does the same for a first fragment that goes on as it is. */
+__noinline int fragment_pass(struct __sk_buff *skb, const struct packet *p, __u32 how)
+{
+	struct nat_target as_it_is = {};
+
+	return fragment_first(skb, p, &as_it_is, 0, how);
 }
 
 /* fragment_place_of packs where a hit is for fragment_first. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* ICMP errors about our flows, and pings of our VIPs.
+/* ICMP errors about our flows.
  *
  * An error travels against the packet that it quotes. So the quoted tuple turned round is that of
  * a half, and the error is one of its packets: its sender and receiver are translated like that
@@ -16,15 +16,11 @@
 
 #define ICMP_HEADER 8
 
-#define ICMP_ECHO_REPLY 0
-#define ICMP_ECHO 8
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER 12
 #define ICMP_FRAG_NEEDED 4
 #define ICMPV6_PACKET_TOO_BIG 2
 #define ICMPV6_LAST_ERROR 4 /* 1 to 4 */
-#define ICMPV6_ECHO 128
-#define ICMPV6_ECHO_REPLY 129
 
 /* What a path has to carry (RFC 791, RFC 8200): who says less would make us send dust. A router
  * before RFC 1191 says 0: it does not know.
@@ -35,10 +31,11 @@
 /* An error's quote, read. */
 struct quote {
 	struct tuple tuple; /* turned round: of the half that the error belongs to */
+	__u32 limit;	    /* where the message ends */
 	__u16 l3_off;
 	__u16 l4_off;
 	__u8 illegal; /* the MTU */
-	__u8 pad[3];
+	__u8 pad[7];
 };
 
 struct icmp_header {
@@ -126,10 +123,12 @@ __noinline int icmp_quote(struct __sk_buff *skb, const struct packet *p, struct 
 		return 0;
 	__builtin_memset(q, 0, sizeof(*q));
 	q->illegal = icmp_mtu_illegal(&h, v4);
+	q->limit = p->limit;
 	q->l3_off = p->l4_off + ICMP_HEADER;
 	off = v4 ? icmp_quoted_v4(skb, &q->tuple, q->l3_off)
 		 : icmp_quoted_v6(skb, &q->tuple, q->l3_off);
-	if (!off || (q->tuple.proto != PROTO_TCP && q->tuple.proto != PROTO_UDP) ||
+	if (!off || off + 2 * sizeof(__be16) > q->limit ||
+	    (q->tuple.proto != PROTO_TCP && q->tuple.proto != PROTO_UDP) ||
 	    bpf_skb_load_bytes(skb, off, &q->tuple.sport, 2 * sizeof(__be16)))
 		return ICMP_ILLEGIBLE;
 	q->l4_off = off;
@@ -188,7 +187,8 @@ static __always_inline int icmp_quoted_check(struct __sk_buff *skb, const struct
 	__u32 off = q->l4_off + (udp ? UDP_CHECK_OFF : TCP_CHECK_OFF);
 	__u16 check;
 
-	if (bpf_skb_load_bytes(skb, off, &check, sizeof(check)) || (udp && !check))
+	if (off + sizeof(check) > q->limit || bpf_skb_load_bytes(skb, off, &check, sizeof(check)) ||
+	    (udp && !check))
 		return 0;
 	check = ~nat_fold16((__u64)(__u16)~check + diff);
 	if (udp && !check)
@@ -260,77 +260,6 @@ static __always_inline int icmp_translate(struct __sk_buff *skb, const struct pa
 	    (outer && bpf_l4_csum_replace(skb, off, 0, outer, BPF_F_PSEUDO_HDR)))
 		return -DROP_REWRITE;
 	return 0;
-}
-
-/* ---- ping ---- */
-
-/* icmp_is_echo says whether the packet is an echo request, or a later fragment that may be of one. */
-static __always_inline bool icmp_is_echo(struct __sk_buff *skb, const struct packet *p, bool v4)
-{
-	struct icmp_header h;
-
-	if (p->fragment == FRAGMENT_LATER)
-		return p->tuple.proto == (v4 ? PROTO_ICMP : PROTO_ICMPV6);
-	return !bpf_skb_load_bytes(skb, p->l4_off, &h, sizeof(h)) && !h.code &&
-	       h.type == (v4 ? ICMP_ECHO : ICMPV6_ECHO);
-}
-
-/* icmp_turn swaps the packet's addresses and gives it a fresh TTL: another sender's packet. */
-static __always_inline int icmp_turn(struct __sk_buff *skb, const struct packet *p, bool v4)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct ipv6hdr *v6 = data + ETH_HLEN;
-	struct iphdr *ip = data + ETH_HLEN;
-
-	if (v4) {
-		if ((void *)(ip + 1) > end)
-			return -DROP_REWRITE;
-		ip->saddr = addr_to_v4(p->tuple.daddr);
-		ip->daddr = addr_to_v4(p->tuple.saddr);
-		ip->check = ~nat_fold16((__u64)(__u16)~ip->check + (__u16)~ip->ttl + REJECT_TTL);
-		ip->ttl = REJECT_TTL;
-		return 0;
-	}
-	if ((void *)(v6 + 1) > end)
-		return -DROP_REWRITE;
-	__builtin_memcpy(&v6->saddr, p->tuple.daddr, ADDR_LEN);
-	__builtin_memcpy(&v6->daddr, p->tuple.saddr, ADDR_LEN);
-	v6->hop_limit = REJECT_TTL;
-	return 0;
-}
-
-/* icmp_echo turns an echo request to a VIP into its answer. Fragments are turned one by one: the answer
- * differs from the request in its type alone, which the first one holds, with the checksum.
- * Returns 1 if it did, 0 for what is no ping of a VIP, or -DROP_...
- */
-__noinline int icmp_echo(struct __sk_buff *skb, const struct packet *p, __u32 side)
-{
-	__u32 off, from, to, zero = 0;
-	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
-	__u8 type;
-	bool v4;
-
-	if (!p || !s)
-		return 0;
-	v4 = addr_is_v4(p->tuple.saddr);
-	if (!icmp_is_echo(skb, p, v4) || !flow_is_vip(p))
-		return 0;
-	if (side == SIDE_CONTAINER && s->flags & SETTING_ANTI_SPOOF &&
-	    flow_owner(p, skb->ifindex) < 0)
-		return -DROP_SPOOFED;
-	if (!reject_unicast(p->tuple.saddr) || icmp_turn(skb, p, v4))
-		return -DROP_REWRITE;
-	if (p->fragment == FRAGMENT_LATER)
-		return 1;
-	off = p->l4_off;
-	type = v4 ? ICMP_ECHO_REPLY : ICMPV6_ECHO_REPLY;
-	from = v4 ? ICMP_ECHO : ICMPV6_ECHO;
-	to = type;
-	if (bpf_l4_csum_replace(skb, off + __builtin_offsetof(struct icmp_header, check), from, to,
-				2) ||
-	    bpf_skb_store_bytes(skb, off, &type, 1, 0))
-		return -DROP_REWRITE;
-	return 1;
 }
 
 #endif

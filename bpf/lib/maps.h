@@ -147,6 +147,14 @@ struct {
 	__uint(max_entries, HELD_FRAGMENTS);
 } held_fragments SEC(".maps");
 
+/* first_fragment: where the first one is put aside meanwhile, per CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct held_fragment);
+	__uint(max_entries, 1);
+} first_fragment SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

@@ -5,6 +5,7 @@
 #ifndef TCLB_OTHER_H
 #define TCLB_OTHER_H
 
+#include "echo.h"
 #include "fragment.h"
 #include "icmp.h"
 
@@ -28,7 +29,7 @@ static __always_inline int other_find(struct __sk_buff *skb, const struct packet
 		found = icmp_find(skb, p, q, hit, side);
 	if (found != OTHER_FOREIGN || parsed == PARSED_OTHER || side == SIDE_NONE)
 		return found;
-	echo = icmp_echo(skb, p, side);
+	echo = echo_answer(skb, p, side);
 	if (echo)
 		return echo < 0 ? echo : OTHER_ANSWERED;
 	return OTHER_FOREIGN;

@@ -44,7 +44,9 @@ enum parsed {
 	PARSED_OTHER = 3,     /* another protocol, or source routed */
 	PARSED_MALFORMED = 4, /* headers contradict each other or are cut short */
 	PARSED_FOREIGN = 5,   /* no addresses: not IP, tagged, or cut in the IP header */
-	PARSED_SHORT = 6,     /* inside this file: not yet in the linear part */
+	/* Inside this file: */
+	PARSED_SHORT = 6, /* not yet in the linear part */
+	PARSED_IP = 7,	  /* the transport header comes next */
 };
 
 enum fragment_part {
@@ -65,27 +67,26 @@ struct packet {
 	__u8 fragment;	   /* enum fragment_part */
 	__u16 pad;
 	__u32 fragment_id; /* network order */
-	__u32 pad2;
+	__u32 limit;	   /* where the IP packet ends; the frame may be longer */
 };
 
-static __always_inline int parse_tcp(struct __sk_buff *skb, struct tcphdr *tcp, void *end,
-				     __u32 limit, struct packet *p)
+static __always_inline int parse_tcp(struct tcphdr *tcp, void *end, struct packet *p)
 {
 	if ((void *)(tcp + 1) > end)
 		return PARSED_SHORT;
 	p->payload_off = p->l4_off + tcp->doff * 4;
-	if (tcp->doff < 5 || p->payload_off > limit)
+	if (tcp->doff < 5 || p->payload_off > p->limit)
 		return PARSED_MALFORMED;
 	p->tuple.sport = tcp->source;
 	p->tuple.dport = tcp->dest;
 	p->seq = bpf_ntohl(tcp->seq);
 	p->ack = bpf_ntohl(tcp->ack_seq);
 	p->tcp_flags = ((__u8 *)tcp)[13];
-	p->seq_end = p->seq + skb->len - p->payload_off + (p->tcp_flags & TCP_FIN);
+	p->seq_end = p->seq + p->limit - p->payload_off + (p->tcp_flags & TCP_FIN);
 	return PARSED_FLOW;
 }
 
-static __always_inline int parse_udp(struct udphdr *udp, void *end, __u32 limit, struct packet *p)
+static __always_inline int parse_udp(struct udphdr *udp, void *end, struct packet *p)
 {
 	__u32 len;
 
@@ -93,30 +94,32 @@ static __always_inline int parse_udp(struct udphdr *udp, void *end, __u32 limit,
 		return PARSED_SHORT;
 	len = bpf_ntohs(udp->len);
 	p->payload_off = p->l4_off + sizeof(*udp);
-	if (len < sizeof(*udp) || p->payload_off > limit ||
-	    (!p->fragment && p->l4_off + len > limit))
+	if (len < sizeof(*udp) || p->payload_off > p->limit ||
+	    (!p->fragment && p->l4_off + len > p->limit))
 		return PARSED_MALFORMED;
 	p->tuple.sport = udp->source;
 	p->tuple.dport = udp->dest;
 	return PARSED_FLOW;
 }
 
-/* parse_l4 reads the transport header. `limit` is where the IP packet ends. */
-static __always_inline int parse_l4(struct __sk_buff *skb, void *l4, void *end, __u32 limit,
-				    struct packet *p)
+/* parse_l4 reads the transport header. */
+static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p)
 {
+	void *l4 = (void *)(long)skb->data + (p->l4_off & L4_OFF_MAX);
+	void *end = (void *)(long)skb->data_end;
+
 	if (p->tuple.proto == PROTO_TCP)
-		return parse_tcp(skb, l4, end, limit, p);
+		return parse_tcp(l4, end, p);
 	if (p->tuple.proto == PROTO_UDP)
-		return parse_udp(l4, end, limit, p);
+		return parse_udp(l4, end, p);
 	if (p->tuple.proto == (addr_is_v4(p->tuple.saddr) ? PROTO_ICMP : PROTO_ICMPV6))
 		return PARSED_ICMP;
 	return PARSED_OTHER;
 }
 
-static __always_inline int parse_ipv4(struct __sk_buff *skb, void *data, void *end,
-				      struct packet *p)
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 {
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct iphdr *ip = data + ETH_HLEN;
 	__u32 limit;
 
@@ -138,7 +141,8 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, void *data, void *e
 			return PARSED_LATER;
 		}
 	}
-	return parse_l4(skb, data + p->l4_off, end, limit, p);
+	p->limit = limit;
+	return PARSED_IP;
 }
 
 /* What a walk over extension headers found. */
@@ -189,9 +193,9 @@ __noinline __u64 parse_extensions(struct __sk_buff *skb, __u32 off, __u32 proto)
 	return EXT(id, part, proto, off);
 }
 
-static __always_inline int parse_ipv6(struct __sk_buff *skb, void *data, void *end,
-				      struct packet *p)
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 {
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ipv6hdr *ip = data + ETH_HLEN;
 	__u32 off = ETH_HLEN + sizeof(*ip), limit;
 
@@ -206,8 +210,6 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, void *data, void *e
 	if (ip->nexthdr != PROTO_TCP && ip->nexthdr != PROTO_UDP) {
 		__u64 found = parse_extensions(skb, off, ip->nexthdr);
 
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
 		off = EXT_OFF(found);
 		p->tuple.proto = EXT_PROTO(found);
 		p->fragment = EXT_PART(found);
@@ -218,18 +220,20 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, void *data, void *e
 			return PARSED_OTHER;
 	}
 	p->l4_off = off;
-	return parse_l4(skb, data + (off & L4_OFF_MAX), end, limit, p);
+	p->limit = limit;
+	return PARSED_IP;
 }
 
+/* parse_ip parses the IP header of either family, then what is behind it. */
 static __always_inline int parse_ip(struct __sk_buff *skb, struct packet *p)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	int parsed = PARSED_FOREIGN;
 
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(skb, data, end, p);
-	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return parse_ipv4(skb, data, end, p);
-	return PARSED_FOREIGN;
+		parsed = parse_ipv6(skb, p);
+	else if (skb->protocol == bpf_htons(ETH_P_IP))
+		parsed = parse_ipv4(skb, p);
+	return parsed == PARSED_IP ? parse_l4(skb, p) : parsed;
 }
 
 /* parse_again brings the headers into the linear part, where they nearly always are, and parses

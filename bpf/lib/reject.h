@@ -156,10 +156,11 @@ static __always_inline int reject_unreachable(struct __sk_buff *skb, const struc
 	return bpf_skb_store_bytes(skb, l4, &icmp, sizeof(icmp), 0) ? -DROP_REWRITE : 0;
 }
 
-/* reject_answer makes the packet an answer to its sender, addressed by swapping the MACs. Returns 0,
- * or -DROP_... where there is no answering: a reset, a packet with IP options, a source that is no
- * host's, too many answers already, a fragment.
+/* reject_answer makes the packet an answer to its sender, addressed by swapping the MACs. Returns 0;
+ * REJECT_SILENT where there is no answering: a reset, a fragment, a packet with IP options, a source
+ * that is no host's; or -DROP_...
  */
+#define REJECT_SILENT 1
 __noinline int reject_answer(struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 l4;
@@ -171,7 +172,7 @@ __noinline int reject_answer(struct __sk_buff *skb, const struct packet *p)
 	     (addr_is_v4(p->tuple.saddr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 	if (p->l4_off != l4 || p->fragment || p->tcp_flags & TCP_RST ||
 	    !reject_unicast(p->tuple.saddr))
-		return -DROP_NO_PAIR;
+		return REJECT_SILENT;
 	if (!reject_allowed(p->now))
 		return -DROP_RATE_LIMITED;
 	err = p->tuple.proto == PROTO_TCP ? reject_reset(skb, p, l4)

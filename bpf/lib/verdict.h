@@ -28,6 +28,16 @@ static __always_inline void verdict_count(int error)
 		(*count)++;
 }
 
+/* verdict_unanswered drops a refused packet, counted already, that got no answer; takes what
+ * reject_answer said.
+ */
+static __always_inline int verdict_unanswered(int error)
+{
+	if (error < 0)
+		verdict_count(error);
+	return VERDICT_DROP;
+}
+
 /* verdict_drop counts a refusal and drops the packet. */
 static __always_inline int verdict_drop(int error)
 {

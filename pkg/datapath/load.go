@@ -165,6 +165,7 @@ func mapSizes(s Sizes) map[string]uint32 {
 		bpf.MapsMapFragments:     fragmentEntries,
 		bpf.MapsMapHeldFragments: uint32(heldFragments),
 		bpf.MapsMapHeldRing:      1,
+		bpf.MapsMapFirstFragment: 1,
 		bpf.MapsMapAllow:         s.MaxServices,
 		bpf.MapsMapEndpoints:     endpointEntries,
 		bpf.MapsMapSettings:      1,

@@ -41,6 +41,7 @@ var shapes = map[string]shape{
 	bpf.MapsMapAffinities:    shapeOf[bpf.MapsAffinityKey, bpf.MapsAffinity](ebpf.LRUHash),
 	bpf.MapsMapFragments:     shapeOf[bpf.MapsFragmentKey, bpf.MapsFragment](ebpf.LRUHash),
 	bpf.MapsMapHeldFragments: shapeOf[uint32, bpf.MapsHeldFragment](ebpf.Array),
+	bpf.MapsMapFirstFragment: shapeOf[uint32, bpf.MapsHeldFragment](ebpf.PerCPUArray),
 	bpf.MapsMapHeldRing:      shapeOf[uint32, bpf.MapsHeldCursor](ebpf.Array),
 	bpf.MapsMapAllow:         shapeOf[bpf.MapsAllowKey, uint32](ebpf.LPMTrie),
 	bpf.MapsMapEndpoints:     shapeOf[bpf.MapsEndpointKey, bpf.MapsEndpoint](ebpf.Hash),

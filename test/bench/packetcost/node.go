@@ -97,6 +97,7 @@ func (n *node) configure() error {
 			Address: address, Port: 8080, Protocol: lb.TCP, Gen: 1, Service: serviceID, Ifindex: loopback,
 			MAC: [6]byte{2, 0, 0, 0, 1, byte(i)}, Live: true, New: true, Local: true, Weight: 100,
 		}}))
+		frontends[lb.Frontend{VIP: address}] = datapath.Frontend{Kind: datapath.KindBackend}
 		frontends[lb.Frontend{VIP: address, Port: 8080, Protocol: lb.TCP}] = datapath.Frontend{Kind: datapath.KindBackend}
 	}
 	base, err := sched.New(members)
@@ -111,8 +112,10 @@ func (n *node) configure() error {
 	seatsAt := datapath.Region{Offset: tableAt.Offset + tableAt.Len, Len: backends}
 	errs = append(errs, n.maps.WriteRegion(tableAt, table), n.maps.WriteRegion(seatsAt, seats))
 	service := datapath.Frontend{Service: serviceID, Table: tableAt, Members: seatsAt}
+	frontends[lb.Frontend{VIP: vip}] = datapath.Frontend{Kind: datapath.KindVIP, Service: serviceID}
 	frontends[lb.Frontend{VIP: vip, Port: 80, Protocol: lb.TCP}] = service
 	for address, i := otherVIP, 0; i < otherServices; address, i = address.Next(), i+1 {
+		frontends[lb.Frontend{VIP: address}] = datapath.Frontend{Kind: datapath.KindVIP, Service: serviceID}
 		frontends[lb.Frontend{VIP: address, Port: 80, Protocol: lb.TCP}] = service
 	}
 	return errors.Join(append(errs, n.maps.PutFrontends(frontends))...)
