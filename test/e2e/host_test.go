@@ -55,9 +55,7 @@ type mixedNode struct {
 func newMixedNode(t *testing.T) mixedNode {
 	t.Helper()
 	n := newNode(t)
-	// Before any device is there, so that all have it: strict, as some distributions ship.
-	n.sysctl("net/ipv4/conf/all/rp_filter", "1")
-	n.sysctl("net/ipv4/conf/default/rp_filter", "1")
+	n.strictReversePath()
 	m := mixedNode{node: n, outside: n.outside(t)}
 	m.attached = n.container(t, "attached", n.bridged(conf{"services": []string{"on-container"}}))
 	m.unattached = n.unattached(t, "unattached")
@@ -118,6 +116,14 @@ func TestHostProcessReachesVIPsUnderStrictReversePathFilter(t *testing.T) {
 		}
 		return vip(v)[family] // a source of its own would be a martian on the way back
 	})
+}
+
+// strictReversePath has the node drop what comes by another device than answers would take, as some
+// distributions do. It must be called before any device is there, so that all have it.
+func (n *node) strictReversePath() {
+	n.t.Helper()
+	n.sysctl("net/ipv4/conf/all/rp_filter", "1")
+	n.sysctl("net/ipv4/conf/default/rp_filter", "1")
 }
 
 // hostSource is the address by which the host sends to VIPs: of the route to them.

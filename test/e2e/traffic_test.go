@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ func (p *place) serve(port int, addresses ...netip.Addr) (stop func()) {
 			if err != nil {
 				return errors.Join(err, l.Close())
 			}
-			closers = append(closers, p.answerTCP(l), p.answerUDP(u))
+			closers = append(closers, accept(l, p.converse), p.answerUDP(u))
 			return nil
 		})
 	}
@@ -65,7 +66,21 @@ func (p *place) serve(port int, addresses ...netip.Addr) (stop func()) {
 	return stop
 }
 
-func (p *place) answerTCP(l net.Listener) (stop func()) {
+// handle runs f for every connection to a TCP port, until the place vanishes or stop is called.
+func (p *place) handle(port int, f func(net.Conn)) (stop func()) {
+	p.t.Helper()
+	var l net.Listener
+	p.do(func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf("[::]:%d", port))
+		return err
+	})
+	stop = accept(l, f)
+	p.keep(stop)
+	return stop
+}
+
+// accept runs f for every connection.
+func accept(l net.Listener, f func(net.Conn)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		for {
@@ -74,7 +89,10 @@ func (p *place) answerTCP(l net.Listener) (stop func()) {
 				return
 			}
 			context.AfterFunc(ctx, func() { c.Close() })
-			go p.converse(c)
+			go func() {
+				defer c.Close()
+				f(c)
+			}()
 		}
 	}()
 	return func() { cancel(); l.Close() }
@@ -82,7 +100,6 @@ func (p *place) answerTCP(l net.Listener) (stop func()) {
 
 // converse answers each line of a connection.
 func (p *place) converse(c net.Conn) {
-	defer c.Close()
 	for lines := bufio.NewScanner(c); lines.Scan(); {
 		if _, err := fmt.Fprintf(c, "%s %s\n", p.name, c.RemoteAddr()); err != nil {
 			return
@@ -203,6 +220,27 @@ func (p *place) mustHear(t testing.TB, c *conn) answer {
 		t.Fatalf("%s asks %s from %s: %v", p.name, c.RemoteAddr(), c.LocalAddr(), err)
 	}
 	return a
+}
+
+// lineSize is the length of the requests of a long conversation: the servers' scanners take no more.
+const lineSize = 60000
+
+// mustConverse makes requests of lineSize bytes, each of which must be answered at once.
+func (p *place) mustConverse(t testing.TB, c *conn, requests int) {
+	t.Helper()
+	line := append(bytes.Repeat([]byte{'x'}, lineSize-1), '\n')
+	for i := range requests {
+		err := c.SetDeadline(time.Now().Add(patience))
+		if err == nil {
+			_, err = c.Write(line)
+		}
+		if err == nil {
+			_, err = c.lines.ReadString('\n')
+		}
+		if err != nil {
+			t.Fatalf("%s makes request %d of %d bytes to %s: %v", p.name, i, lineSize, c.RemoteAddr(), err)
+		}
+	}
 }
 
 // askUnconnected makes one UDP request from a socket that takes answers from anywhere, and
