@@ -3,9 +3,9 @@
  *
  * An error travels against the packet that it quotes. So the quoted tuple turned round is that of
  * a half, and the error is one of its packets: its sender and receiver are translated like that
- * half's, and the quote becomes what the other side had sent, which is the other half's tuple. A router
- * in between keeps its own address. Redirects are never touched: the host sends them about
- * translated packets that go back where they came from.
+ * half's, and the quote becomes what the other side had sent, which is the other half's tuple.
+ * Redirects are never touched: the host sends them about translated packets that go back where
+ * they came from.
  */
 #ifndef TCLB_ICMP_H
 #define TCLB_ICMP_H
@@ -250,7 +250,10 @@ static __always_inline int icmp_translate(struct __sk_buff *skb, const struct pa
 
 	if (err)
 		return err;
-	if (!addr_equal(p->tuple.saddr, q->tuple.saddr))
+	/* A router in between keeps its address, but not on the way up through tclb0: from there the
+	 * stack takes only what comes from a VIP (rp_filter), and nothing from its own addresses.
+	 */
+	if (!addr_equal(p->tuple.saddr, q->tuple.saddr) && to->deliver != DELIVER_HOST)
 		addr_copy(to->saddr, p->tuple.saddr);
 	outer = v4 ? 0 : nat_fold32(nat_diff(p, to, v4));
 	err = nat_translate_l3(skb, p, to);
