@@ -5,6 +5,7 @@
 #include "lib/deliver.h"
 #include "lib/flow.h"
 #include "lib/other.h"
+#include "lib/release.h"
 #include "lib/reject.h"
 
 /* In host stack mode a reply goes on untranslated, by way of the host, and to_container has it next. */

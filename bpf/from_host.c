@@ -9,6 +9,7 @@
 #include "lib/deliver.h"
 #include "lib/flow.h"
 #include "lib/other.h"
+#include "lib/release.h"
 #include "lib/reject.h"
 
 /* answer_sender sends the packet, an answer by now, back up by the ingress of tclb0. */

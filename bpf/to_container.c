@@ -9,6 +9,7 @@
 #include "lib/flow.h"
 #include "lib/nat.h"
 #include "lib/other.h"
+#include "lib/release.h"
 
 /* other handles what has no ports of its own. */
 static __noinline int other(struct __sk_buff *skb, const struct packet *p, int parsed)

@@ -64,7 +64,9 @@ __noinline int echo_answer(struct __sk_buff *skb, const struct packet *p, __u32 
 	if (side == SIDE_CONTAINER && s->flags & SETTING_ANTI_SPOOF &&
 	    flow_owner(p, skb->ifindex) < 0)
 		return -DROP_SPOOFED;
-	if (!reject_unicast(p->tuple.saddr) || echo_turn(skb, p, v4))
+	if (!reject_unicast(p->tuple.saddr))
+		return -DROP_MALFORMED;
+	if (echo_turn(skb, p, v4))
 		return -DROP_REWRITE;
 	if (p->fragment == FRAGMENT_LATER)
 		return 1;

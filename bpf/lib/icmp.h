@@ -89,7 +89,7 @@ static __always_inline __u32 icmp_quoted_v6(struct __sk_buff *skb, struct tuple 
 	__builtin_memcpy(t->daddr, &ip.daddr, ADDR_LEN);
 	found = parse_extensions(skb, off + sizeof(ip), ip.nexthdr);
 	t->proto = EXT_PROTO(found);
-	return EXT_PART(found) == FRAGMENT_LATER ? 0 : EXT_OFF(found);
+	return EXT_PART(found) >= FRAGMENT_LATER ? 0 : EXT_OFF(found);
 }
 
 /* icmp_turn_tuple swaps the two ends of a tuple. */

@@ -53,6 +53,7 @@ enum fragment_part {
 	FRAGMENT_NONE = 0,
 	FRAGMENT_FIRST = 1,
 	FRAGMENT_LATER = 2,
+	FRAGMENT_CUT = 3, /* inside this file: an extension header is cut short */
 };
 
 struct packet {
@@ -117,6 +118,14 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p)
 	return PARSED_OTHER;
 }
 
+/* parse_limit returns where an IP packet ends that says len bytes from off on. Only a packet too large
+ * for the field, not yet segmented, may say 0.
+ */
+static __always_inline __u32 parse_limit(struct __sk_buff *skb, __u32 off, __u32 len)
+{
+	return len || skb->len <= 0xffff ? off + len : skb->len;
+}
+
 static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -129,8 +138,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	addr_from_v4(p->tuple.daddr, ip->daddr);
 	p->tuple.proto = ip->protocol;
 	p->l4_off = ETH_HLEN + ip->ihl * 4;
-	/* A TCP packet of more than 64 KiB, before its segmentation, says 0. */
-	limit = ip->tot_len ? ETH_HLEN + bpf_ntohs(ip->tot_len) : skb->len;
+	limit = parse_limit(skb, ETH_HLEN, bpf_ntohs(ip->tot_len));
 	if (ip->version != 4 || ip->ihl < 5 || limit > skb->len || p->l4_off > limit)
 		return PARSED_MALFORMED;
 	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT)) {
@@ -178,8 +186,9 @@ __noinline __u64 parse_extensions(struct __sk_buff *skb, __u32 off, __u32 proto)
 		if (proto != PROTO_HOPOPTS && proto != PROTO_ROUTING && proto != PROTO_DSTOPTS &&
 		    proto != PROTO_FRAGMENT)
 			break;
-		if (bpf_skb_load_bytes(skb, off, head, sizeof(head)) ||
-		    (proto == PROTO_ROUTING && head[3]))
+		if (bpf_skb_load_bytes(skb, off, head, sizeof(head)))
+			return EXT(0, FRAGMENT_CUT, proto, off);
+		if (proto == PROTO_ROUTING && head[3])
 			break;
 		len = (head[1] + 1) * 8;
 		if (proto == PROTO_FRAGMENT) {
@@ -204,12 +213,14 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	__builtin_memcpy(p->tuple.saddr, &ip->saddr, ADDR_LEN);
 	__builtin_memcpy(p->tuple.daddr, &ip->daddr, ADDR_LEN);
 	p->tuple.proto = ip->nexthdr;
-	limit = ip->payload_len ? off + bpf_ntohs(ip->payload_len) : skb->len;
+	limit = parse_limit(skb, off, bpf_ntohs(ip->payload_len));
 	if (ip->version != 6 || limit > skb->len)
 		return PARSED_MALFORMED;
 	if (ip->nexthdr != PROTO_TCP && ip->nexthdr != PROTO_UDP) {
 		__u64 found = parse_extensions(skb, off, ip->nexthdr);
 
+		if (EXT_PART(found) == FRAGMENT_CUT)
+			return PARSED_MALFORMED;
 		off = EXT_OFF(found);
 		p->tuple.proto = EXT_PROTO(found);
 		p->fragment = EXT_PART(found);

@@ -106,6 +106,7 @@ var malformed = [2]map[string]struct {
 		"version":                          {edit: set(14, 0x55)},
 		"IHL of 4":                         {edit: set(14, 0x44)},
 		"IHL beyond the packet":            {edit: func(b []byte) []byte { return set(14, 0x4f)(resized(0, 24, 64)(b)) }},
+		"total length 0":                   {edit: set(16, 0, 0)},
 		"total length within the header":   {edit: set(16, 0, 19)},
 		"total length beyond the frame":    {edit: set(16, 1, 0)},
 		"cut in the transport header":      {edit: cut(l4v4 + 7)},
@@ -121,6 +122,7 @@ var malformed = [2]map[string]struct {
 	},
 	{
 		"version":                         {edit: set(14, 0x40)},
+		"payload length 0":                {edit: set(18, 0, 0)},
 		"payload length beyond the frame": {edit: set(18, 1, 0)},
 		"cut in the transport header":     {edit: cut(l4v6 + 7)},
 		"short transport header":          {edit: resized(1, 7, 0)},
@@ -129,6 +131,7 @@ var malformed = [2]map[string]struct {
 		"data offset beyond the packet":   {lb.TCP, func(b []byte) []byte { return set(l4v6+12, 0xf0)(resized(1, 24, 64)(b)) }},
 		"UDP length of 7":                 {lb.UDP, set(l4v6+4, 0, 7)},
 		"UDP length beyond the packet":    {lb.UDP, func(b []byte) []byte { return resized(1, 71, 64)(b) }},
+		"cut in an extension header":      {edit: func(b []byte) []byte { return set(20, packet.DestinationOptions)(resized(1, 4, 0)(b)) }},
 		"extension header too long":       {edit: func(b []byte) []byte { return set(l4v6, 6, 30)(set(20, packet.HopByHop)(b)) }},
 	},
 }
