@@ -165,8 +165,8 @@ func (w *world) assertSame(flows []*flow, before []datapath.Pair) {
 }
 
 // TestAMillionHalfOpenFlowsEvictNoEstablishedOne: a container sends SYNs from its own address to every port
-// of its VIPs and nobody answers. Where half-open flows share a table with others, that throws out whoever is
-// idle (cilium/cilium#42551 for one).
+// of its VIPs and nobody answers. In a table that evicts whoever was used least recently, the idle connections
+// of everybody else go first.
 func TestAMillionHalfOpenFlowsEvictNoEstablishedOne(t *testing.T) {
 	const threads = 2
 	total := uint64(1_000_000)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 
@@ -65,6 +66,41 @@ func each(t *testing.T, f func(t *testing.T, w *world, family int, proto lb.Prot
 			t.Run(name+"/"+proto.String(), func(t *testing.T) { f(t, newWorld(t, 3), family, proto) })
 		}
 	}
+}
+
+// eachInOne is each for scenarios that leave nothing behind but flows, records of services and settings.
+func eachInOne(t *testing.T, f func(t *testing.T, w *world, family int, proto lb.Protocol)) {
+	t.Helper()
+	w := newWorld(t, 3)
+	for family, name := range families {
+		for _, proto := range []lb.Protocol{lb.TCP, lb.UDP} {
+			w.inside(t, name+"/"+proto.String(), func(w *world) { f(w.t.(*testing.T), w, family, proto) })
+			w.flush()
+			w.settings(datapath.Settings{AntiSpoof: true})
+			w.service(serviceID, vips, w.containers)
+		}
+	}
+}
+
+// inside runs a scenario as a subtest in this world.
+func (w *world) inside(t *testing.T, name string, f func(w *world)) {
+	t.Helper()
+	ns, err := netns.Get()
+	w.check(err)
+	defer ns.Close()
+	t.Run(name, func(t *testing.T) {
+		runtime.LockOSThread() // for good: the thread ends with the subtest
+		here := *w
+		here.t, here.containers, here.maps = t, slices.Clone(w.containers), map[string]*ebpf.Map{}
+		here.check(netns.Set(ns))
+		f(&here)
+	})
+}
+
+func (w *world) flush() {
+	w.t.Helper()
+	_, err := w.d.Sweep(datapath.SweepRequest{Flush: true})
+	w.check(err)
 }
 
 func newWorld(t *testing.T, backends int) *world {
