@@ -92,6 +92,7 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 {
 	struct ct_hit hit = {.index = place >> 1, .dir = place & 1, .life = life};
 	struct backend *b;
+	bool syn;
 
 	if (!p)
 		return FLOW_NONE;
@@ -99,12 +100,14 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 	if (!hit.pair)
 		return FLOW_NONE;
 	b = flow_backend(hit.pair);
-	if (!b && hit.dir == DIR_REPLY)
+	syn = (p->tcp_flags & TCP_CONTROL) == TCP_SYN;
+	if (!b && (hit.dir == DIR_REPLY || (p->tuple.proto == PROTO_TCP && !syn))) {
+		/* It still resets who sends on it, but is no connection any more. */
+		if (p->tuple.proto == PROTO_TCP && hit.pair->state != CT_CLOSING)
+			ct_move(hit.index, hit.pair->state, CT_CLOSING, p->now);
 		return -DROP_BACKEND_GONE;
-	if (!b && p->tuple.proto == PROTO_TCP && (p->tcp_flags & TCP_CONTROL) != TCP_SYN)
-		return -DROP_BACKEND_GONE;
-	if (!b || (hit.dir == DIR_ORIGINAL && (p->tcp_flags & TCP_CONTROL) == TCP_SYN &&
-		   !tcp_syn(hit.pair, p, b))) {
+	}
+	if (!b || (hit.dir == DIR_ORIGINAL && syn && !tcp_syn(hit.pair, p, b))) {
 		__u32 retry = tcp_retry(hit.pair);
 
 		ct_remove(hit.index, life);

@@ -87,6 +87,8 @@ static __always_inline __u32 icmp_quoted_v6(struct __sk_buff *skb, struct tuple 
 		return 0;
 	__builtin_memcpy(t->saddr, &ip.saddr, ADDR_LEN);
 	__builtin_memcpy(t->daddr, &ip.daddr, ADDR_LEN);
+	if (addr_is_v4(t->saddr) || addr_is_v4(t->daddr))
+		return 0;
 	found = parse_extensions(skb, off + sizeof(ip), ip.nexthdr);
 	t->proto = EXT_PROTO(found);
 	return EXT_PART(found) >= FRAGMENT_LATER ? 0 : EXT_OFF(found);

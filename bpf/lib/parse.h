@@ -212,6 +212,9 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		return PARSED_SHORT;
 	__builtin_memcpy(p->tuple.saddr, &ip->saddr, ADDR_LEN);
 	__builtin_memcpy(p->tuple.daddr, &ip->daddr, ADDR_LEN);
+	/* Mapped addresses are none on the wire (RFC 4291), and would be taken for IPv4's. */
+	if (addr_is_v4(p->tuple.saddr) || addr_is_v4(p->tuple.daddr))
+		return PARSED_FOREIGN;
 	p->tuple.proto = ip->nexthdr;
 	limit = parse_limit(skb, off, bpf_ntohs(ip->payload_len));
 	if (ip->version != 6 || limit > skb->len)

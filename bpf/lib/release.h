@@ -19,7 +19,7 @@ struct release {
 	__u8 dir;
 	__u8 translate;
 	__u8 egress; /* the program is at its device's egress */
-	__u8 failed;
+	__u8 sent;   /* the packet has other contents now */
 };
 
 /* fragment_send sends a clone of the packet where deliver.h would send it. What stays on this host's
@@ -77,6 +77,7 @@ static int fragment_release_one(__u32 i, struct release *r)
 	    __sync_val_compare_and_swap(&held->state, HELD_READY, HELD_BUSY) != HELD_READY)
 		return 0;
 	__sync_fetch_and_add(&ring->waiting, -1);
+	r->sent = 1;
 	if (fragment_become(r, held) || (r->translate && fragment_translate(r, held->len)) ||
 	    fragment_send(r->skb, r))
 		verdict_count(-DROP_FRAGMENT);
@@ -85,7 +86,9 @@ static int fragment_release_one(__u32 i, struct release *r)
 	return 0;
 }
 
-/* fragment_release sends the waiting ones on. Returns 0 with the packet as it was, or -DROP_... */
+/* fragment_release sends the waiting ones on. Returns 0 with the packet as it was, or -DROP_... A first one
+ * too large to be put aside goes on alone.
+ */
 static __always_inline int fragment_release(struct release *r)
 {
 	__u32 zero = 0, len = r->skb->len - ETH_HLEN;
@@ -93,10 +96,10 @@ static __always_inline int fragment_release(struct release *r)
 
 	if (!aside || len < 1 || len > HELD_BYTES ||
 	    bpf_skb_load_bytes(r->skb, ETH_HLEN, aside->packet, len))
-		return -DROP_FRAGMENT;
+		return 0;
 	aside->len = len;
 	bpf_loop(HELD_FRAGMENTS, fragment_release_one, r, 0);
-	return fragment_become(r, aside);
+	return r->sent ? fragment_become(r, aside) : 0;
 }
 
 /* fragment_note leaves the note of a first fragment; `place` is FLOW_PAIR << 1 | dir, 0 for none. */
@@ -136,7 +139,7 @@ __noinline int fragment_first(struct __sk_buff *skb, const struct packet *p,
 	r.to = *to;
 	r.skb = skb;
 	r.now = p->now;
-	r.least = p->l4_off + sizeof(struct tcphdr);
+	r.least = p->l4_off;
 	r.pair = place >> 1;
 	r.dir = place & 1;
 	r.egress = !!(how & FIRST_EGRESS);

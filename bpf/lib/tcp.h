@@ -27,6 +27,7 @@ static __always_inline void tcp_first(struct ct_pair *pair, const struct packet 
 	if (p->tcp_flags & TCP_SYN) {
 		mine->flags = HALF_SYN;
 		mine->end = p->seq + 1;
+		pair->handshake = mine->end;
 	} else {
 		mine->end = p->seq_end;
 		other->end = p->ack;
@@ -46,20 +47,18 @@ static __always_inline bool tcp_syn(struct ct_pair *pair, const struct packet *p
 {
 	if (pair->state == CT_CLOSING || pair->flags & PAIR_REFUSED)
 		return false;
-	/* Established: passed on, its backend answers. */
-	if (pair->state != CT_OPENING) {
-		pair->handshake = p->seq + 1;
-		return true;
-	}
 	/* Half-open: a retransmission, or a new attempt from the same port; either way the backend
-	 * stays while it may take new flows.
+	 * stays while it may take new flows. Established: passed on, its backend answers.
 	 */
-	if (pair->backend && !(b->flags & BACKEND_NEW))
-		return false;
-	if (p->seq + 1 != pair->half[DIR_ORIGINAL].end) {
-		tcp_first(pair, p);
-		pair->half[DIR_REPLY].flags = 0;
+	if (pair->state == CT_OPENING) {
+		if (pair->backend && !(b->flags & BACKEND_NEW))
+			return false;
+		if (p->seq + 1 != pair->half[DIR_ORIGINAL].end) {
+			tcp_first(pair, p);
+			pair->half[DIR_REPLY].flags = 0;
+		}
 	}
+	pair->handshake = p->seq + 1;
 	return true;
 }
 
@@ -72,8 +71,7 @@ static __always_inline void tcp_syn_ack(struct ct_hit *hit, const struct packet 
 	struct ct_half *mine = &pair->half[DIR_REPLY], *other = &pair->half[DIR_ORIGINAL];
 	__u32 state = pair->state;
 
-	if (hit->dir != DIR_REPLY || state == CT_CLOSING ||
-	    !tcp_answers_syn(p, state == CT_OPENING ? other->end : pair->handshake))
+	if (hit->dir != DIR_REPLY || state == CT_CLOSING || !tcp_answers_syn(p, pair->handshake))
 		return;
 	mine->flags |= HALF_SYN;
 	mine->end = p->seq + 1;
@@ -85,6 +83,14 @@ static __always_inline void tcp_syn_ack(struct ct_hit *hit, const struct packet 
 		ct_move(hit->index, state, CT_OPENING, p->now);
 }
 
+/* tcp_span is how much of what one side has sent the other has not acknowledged. */
+static __always_inline __u32 tcp_span(const struct ct_half *sender, const struct ct_half *receiver)
+{
+	__s32 span = sender->end - receiver->ack;
+
+	return span > 0 ? span : 0;
+}
+
 /* tcp_reset_counts says whether a reset is one that its receiver would heed (RFC 5961): between what
  * the receiver has acknowledged and what the sender has sent; in answer to a SYN, by its number.
  */
@@ -92,11 +98,18 @@ static __always_inline bool tcp_reset_counts(const struct ct_pair *pair, __u32 d
 					     const struct packet *p)
 {
 	const struct ct_half *mine = &pair->half[dir & 1], *other = &pair->half[!(dir & 1)];
-	__s32 span = mine->end - other->ack;
 
 	if (pair->state == CT_OPENING && dir == DIR_REPLY && !(mine->flags & HALF_SYN))
-		return tcp_answers_syn(p, other->end);
-	return p->seq - other->ack <= (span > 0 ? (__u32)span : 0);
+		return tcp_answers_syn(p, pair->handshake);
+	return p->seq - other->ack <= tcp_span(mine, other);
+}
+
+/* tcp_fin_counts says the same of a FIN, by its end: it may be a repeated one, or bring new data. */
+static __always_inline bool tcp_fin_counts(const struct ct_half *mine, const struct ct_half *other,
+					   const struct packet *p)
+{
+	return p->tcp_flags & TCP_FIN &&
+	       p->seq_end - other->ack <= tcp_span(mine, other) + p->seq_end - p->seq;
 }
 
 /* tcp_another says whether a flow that its backend refuses can go to one that has refused nobody. */
@@ -180,7 +193,7 @@ static __always_inline void tcp_control(struct ct_hit *hit, const struct packet 
 		tcp_revive(hit, p);
 		return;
 	}
-	if (p->tcp_flags & TCP_FIN)
+	if (tcp_fin_counts(mine, other, p))
 		mine->flags |= HALF_FIN;
 	if (state == CT_OPENING && hit->dir == DIR_ORIGINAL && p->tcp_flags & TCP_ACK &&
 	    other->flags & HALF_SYN && p->ack - pair->handshake <= other->end - pair->handshake) {

@@ -97,8 +97,8 @@ struct ct_pair {
 	__u32 created;		/* tick */
 	__u32 state;		/* enum ct_state; who changes it by compare-and-swap counts it */
 	__u32 flags;		/* enum ct_pair_flag */
-	/* TCP, opening: the least that the handshake's last packet acknowledges. Established: what
-	 * the answer to a SYN seen since acknowledges.
+	/* TCP: what the answer to the last SYN acknowledges; opening, after that answer, the least
+	 * that the handshake's last packet acknowledges.
 	 */
 	__u32 handshake;
 };
