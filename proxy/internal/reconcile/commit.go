@@ -25,19 +25,46 @@ func (r *Reconciler) commit(changes []*change) {
 	}
 }
 
+// resetFresh clears the counters of ids that are given anew. Their records get the new generation first,
+// not live: a flow of the one before that ends meanwhile must not be taken off the new one's count.
+func (r *Reconciler) resetFresh(changes []*change) {
+	var ids []uint32
+	var records []datapath.Backend
+	fresh := make(map[uint32]bool)
+	for _, c := range changes {
+		for _, id := range c.fresh {
+			fresh[id] = true
+		}
+		for i, id := range c.writeIDs {
+			if fresh[id] {
+				record := c.writes[i]
+				record.Live, record.New = false, false
+				ids, records = append(ids, id), append(records, record)
+			}
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	if err := r.maps.PutBackends(ids, records); err != nil {
+		r.log.Warn("counters of new backends may include those of old ones", "err", err)
+	}
+	for _, id := range ids {
+		r.maps.ResetBackendStat(id)
+	}
+}
+
 func (r *Reconciler) commitBackends(changes []*change) {
 	var ids []uint32
 	var records []datapath.Backend
 	for _, c := range changes {
-		for _, id := range c.fresh {
-			r.maps.ResetBackendStat(id)
-		}
 		ids = append(ids, c.writeIDs...)
 		records = append(records, c.writes...)
 	}
 	if len(ids) == 0 {
 		return
 	}
+	r.resetFresh(changes)
 	if err := r.maps.PutBackends(ids, records); err == nil {
 		for i, id := range ids {
 			r.setRecord(id, records[i])
