@@ -23,6 +23,10 @@ CNI_BIN   ?= /opt/cni/bin
 UNIT_DIR  ?= /etc/systemd/system
 FUZZTIME  ?= 20s
 BENCH     ?= full
+# Of the mutants: how many at random and by which seed, or which by name or item.
+SAMPLE    ?= 0
+SEED      ?= 0
+ONLY      ?=
 
 ##@ Build
 
@@ -88,6 +92,11 @@ demo: build ## four podman containers behind one VIP, for real; as root; install
 bench: build ## the benchmark beside its peers, as root: BENCH=quick for a short one; table and plot in test/bench/out
 	.ci/deps bench
 	test/bench/run.sh $(BENCH)
+
+.PHONY: mutants
+mutants: ## breaks the code on purpose, as root: a test must notice each time; SAMPLE=5 SEED=1 for some, ONLY=icmp by name
+	.ci/deps generate
+	$(GO) run ./test/mutants -sample $(SAMPLE) -seed $(SEED) -only '$(ONLY)'
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME
