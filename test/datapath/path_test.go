@@ -147,13 +147,3 @@ func TestSpoofedAndUnwantedSourcesAreRefused(t *testing.T) {
 		}
 	})
 }
-
-func TestZeroUDPChecksumStaysZero(t *testing.T) {
-	w := newWorld(t, 1)
-	verdict, got := w.fromContainer(w.client, packet.Spec{
-		Src: netip.AddrPortFrom(w.client.addr[0], 40000), Dst: netip.AddrPortFrom(vips[0], servicePort), Protocol: lb.UDP, NoChecksum: true,
-	})
-	if verdict != redirect || !got.NoChecksum {
-		t.Errorf("verdict %d for %v, checksum kept zero: %v", verdict, got, got.NoChecksum)
-	}
-}
