@@ -251,7 +251,7 @@ func TestFragmentsInOrder(t *testing.T) {
 	})
 }
 
-// All who balance per packet lose these: in cilium/cilium#25709 and #43781, both open, a later fragment that
+// In cilium/cilium#25709 and #43781, both open, it is different: a later fragment that
 // comes before the first one is dropped.
 func TestFragmentsInAnyOrder(t *testing.T) {
 	eachRoad(t, func(w *world, _ int, _ lb.Protocol, _ func(*packet.Spec), f talk) {
