@@ -184,7 +184,8 @@ func (t talk) complain(about, way passage, s packet.Spec, keep int) {
 	}
 	out, like := t.w.decode(got.seen), t.w.decode(way.seen)
 	from := s.Src.Addr()
-	if from == t.w.decode(way.sent).Src.Addr() {
+	// From tclb0 the stack takes only what comes from the VIP (rp_filter), whoever complains.
+	if from == t.w.decode(way.sent).Src.Addr() || like.DstMAC.String() == t.w.host.mac.String() {
 		from = like.Src.Addr()
 	}
 	if out.Src.Addr() != from || out.Dst.Addr() != like.Dst.Addr() || out.DstMAC.String() != like.DstMAC.String() || out.TTL != s.TTL || out.TOS != s.TOS {

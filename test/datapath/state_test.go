@@ -138,6 +138,10 @@ var lives = []struct {
 	}},
 	{"the client resets, half closed", halfClosed, []segment{{client, rst, 1, 0, 0, established}, {client, rst, 2, 0, 0, closing}}},
 	{"the backend resets, half closed", halfClosed, []segment{{backend, rst, 2, 0, 0, established}, {backend, rst, 1, 0, 0, closing}}},
+	{"FINs far off", open, []segment{
+		{client, finAck, 5000, 1, 0, established}, {backend, finAck, 1, 1, 0, established}, {client, ack, 1, 2, 100, established},
+		{client, finAck, 101, 2, 0, closing},
+	}},
 	{"resets after both FINs", closed, []segment{{client, rst, 2, 0, 0, closing}, {backend, rst, 2, 0, 0, closing}, {client, ack, 2, 2, 0, closing}}},
 }
 
