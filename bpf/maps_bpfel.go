@@ -57,9 +57,10 @@ type MapsBackend struct {
 type MapsBackendFlag uint32
 
 const (
-	MapsBackendFlagBACKEND_LIVE  MapsBackendFlag = 1
-	MapsBackendFlagBACKEND_NEW   MapsBackendFlag = 2
-	MapsBackendFlagBACKEND_LOCAL MapsBackendFlag = 4
+	MapsBackendFlagBACKEND_LIVE   MapsBackendFlag = 1
+	MapsBackendFlagBACKEND_NEW    MapsBackendFlag = 2
+	MapsBackendFlagBACKEND_SERVES MapsBackendFlag = 3
+	MapsBackendFlagBACKEND_LOCAL  MapsBackendFlag = 4
 )
 
 type MapsBackendStat struct {

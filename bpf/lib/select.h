@@ -85,7 +85,7 @@ static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, _
 		return 0;
 	id = select_arena(f->members + seat);
 	b = id && id != avoid ? bpf_map_lookup_elem(&backends, &id) : NULL;
-	if (!b || !(b->flags & BACKEND_NEW))
+	if (!b || (b->flags & BACKEND_SERVES) != BACKEND_SERVES)
 		return 0;
 	stat = bpf_map_lookup_elem(&backend_stats, &id);
 	return stat && (!stat->refused || (__s32)(stat->refused - since) <= 0) ? id : 0;

@@ -259,8 +259,9 @@ struct service_stat {
 };
 
 enum backend_flag {
-	BACKEND_LIVE = 1,  /* the record is valid: flows may go on */
-	BACKEND_NEW = 2,   /* may take new flows */
+	BACKEND_LIVE = 1, /* the record is valid: flows may go on */
+	BACKEND_NEW = 2,  /* may take new flows */
+	BACKEND_SERVES = BACKEND_LIVE | BACKEND_NEW,
 	BACKEND_LOCAL = 4, /* a container attached on this node: deliver by ifindex and mac */
 };
 
