@@ -102,7 +102,7 @@ mutants: ## breaks the code on purpose, as root: a test must notice each time; S
 fuzz: ## every fuzz target for FUZZTIME
 	@$(GO) list ./... | while read -r pkg; do \
 		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
-			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 200x "$$pkg"; \
 		done; \
 	done
 
