@@ -105,6 +105,7 @@ var malformed = [2]map[string]struct {
 	{
 		"version":                          {edit: set(14, 0x55)},
 		"IHL of 4":                         {edit: set(14, 0x44)},
+		"IHL of 4, a UDP header behind it": {lb.UDP, func(b []byte) []byte { return set(14, 0x44)(set(l4v4, 0, 20)(b)) }},
 		"IHL beyond the packet":            {edit: func(b []byte) []byte { return set(14, 0x4f)(resized(0, 24, 64)(b)) }},
 		"total length 0":                   {edit: set(16, 0, 0)},
 		"total length within the header":   {edit: set(16, 0, 19)},
