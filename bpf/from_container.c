@@ -37,6 +37,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	int err;
 
 	err = nat_target(hit, &to);
+	if (!err && !flow_at_home(skb, hit) && !(hit->pair->flags & PAIR_DIRECT))
+		err = flow_elsewhere(skb, p, hit->index, hit->dir);
 	if (err)
 		return verdict_drop(err);
 	if (goes_by_the_host(hit, &to)) {

@@ -35,6 +35,14 @@ static __always_inline bool flow_untouched(const struct ct_pair *pair)
 	       pair->half[DIR_REPLY].tuple.dport == pair->half[DIR_ORIGINAL].tuple.sport;
 }
 
+/* flow_at_home says whether a container's packet comes from the veth that its flow is delivered to. */
+static __always_inline bool flow_at_home(const struct __sk_buff *skb, const struct ct_hit *hit)
+{
+	const struct ct_half *other = &hit->pair->half[!(hit->dir & 1)];
+
+	return other->ifindex == skb->ifindex && other->deliver == DELIVER_PEER;
+}
+
 /* flow_new handles a packet that no pair knows. A TCP packet in mid-flow gets a pair where the
  * choice is a function of its tuple: it goes where its flow went before. Returns FLOW_PAIR, FLOW_NONE or -DROP_...
  */

@@ -140,6 +140,7 @@ static __always_inline int fragment_hold(struct __sk_buff *skb, const struct pac
 	    __sync_val_compare_and_swap(&held->state, HELD_READY, HELD_FREE) != HELD_READY)
 		return FRAGMENT_WAITS;
 	__sync_fetch_and_add(&ring->waiting, -1);
+	__sync_fetch_and_add(&ring->held, -1);
 	return found;
 }
 

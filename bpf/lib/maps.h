@@ -90,6 +90,7 @@ struct {
 /* ct_index: tuple -> half of a pair, in buckets of one cache line. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); /* begins on a page, so that a bucket is one line */
 	__type(key, __u32);
 	__type(value, struct ct_bucket);
 	__uint(max_entries, 1);

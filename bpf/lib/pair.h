@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Making a pair: who may, which tuples its halves have, how each direction leaves. */
+/* Making a pair: which tuples its halves have, how each direction leaves. */
 #ifndef TCLB_PAIR_H
 #define TCLB_PAIR_H
 
+#include "access.h"
 #include "select.h"
 #include "tcp.h"
 
@@ -27,43 +28,6 @@ static __always_inline struct backend *flow_backend(const struct ct_pair *pair)
 	struct backend *b = bpf_map_lookup_elem(&backends, &id);
 
 	return b && b->gen == pair->backend_gen && b->flags & BACKEND_LIVE ? b : NULL;
-}
-
-/* flow_is_vip says whether a packet goes to an address that is a VIP. */
-static __always_inline bool flow_is_vip(const struct packet *p)
-{
-	struct frontend_key key ALIGNED = {};
-	struct frontend *f;
-
-	addr_copy(key.vip, p->tuple.daddr);
-	f = bpf_map_lookup_elem(&frontends, &key);
-	return f && f->kind == FRONTEND_VIP;
-}
-
-/* flow_owner returns the container that has the packet's source behind the veth ifindex, or
- * -DROP_SPOOFED if that is not its address.
- */
-__noinline int flow_owner(const struct packet *p, __u32 ifindex)
-{
-	struct endpoint_key key ALIGNED = {.ifindex = ifindex};
-	struct endpoint *own;
-
-	if (!p)
-		return -DROP_SPOOFED;
-	addr_copy(key.addr, p->tuple.saddr);
-	own = bpf_map_lookup_elem(&endpoints, &key);
-	return own ? (int)own->owner : -DROP_SPOOFED;
-}
-
-/* flow_allowed checks that the service admits the source. */
-__noinline int flow_allowed(const struct packet *p, __u32 service)
-{
-	struct allow_key key ALIGNED = {.prefix_len = 32 + 8 * ADDR_LEN, .service = service};
-
-	if (!p)
-		return -DROP_NOT_ALLOWED;
-	addr_copy(key.addr, p->tuple.saddr);
-	return bpf_map_lookup_elem(&allow, &key) ? 0 : -DROP_NOT_ALLOWED;
 }
 
 /* flow_reply_tuple writes how the backend will answer. The client's own address stays, except

@@ -108,8 +108,7 @@ static __always_inline int reject_reset(struct __sk_buff *skb, const struct pack
 		tcp.seq = bpf_htonl(p->ack);
 	} else {
 		tcp.ack = 1;
-		tcp.ack_seq =
-			bpf_htonl(p->seq + !!(p->tcp_flags & TCP_SYN) + (p->tcp_flags & TCP_FIN));
+		tcp.ack_seq = bpf_htonl(p->seq_end + !!(p->tcp_flags & TCP_SYN));
 	}
 	sum = reject_pseudo(p, PROTO_TCP, sizeof(tcp));
 	sum += (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&tcp, sizeof(tcp), 0);

@@ -65,23 +65,28 @@ static __always_inline int fragment_translate(const struct release *r, __u32 len
 				    nat_addr_diff(r->key.daddr, r->to.daddr, v4));
 }
 
+/* fragment_release_one sends on what waits in one place, or gives it up if it has waited too long. */
 static int fragment_release_one(__u32 i, struct release *r)
 {
 	struct held_fragment *held = bpf_map_lookup_elem(&held_fragments, &i);
 	struct held_cursor *ring = fragment_ring();
+	bool fresh;
 
 	if (!held || !ring)
 		return 1;
-	if (held->state != HELD_READY || !fragment_key_equal(&held->key, &r->key) ||
-	    !fragment_fresh(held->seen, r->now) ||
+	if (held->state != HELD_READY)
+		return 0;
+	fresh = fragment_fresh(held->seen, r->now);
+	if ((fresh && !fragment_key_equal(&held->key, &r->key)) ||
 	    __sync_val_compare_and_swap(&held->state, HELD_READY, HELD_BUSY) != HELD_READY)
 		return 0;
 	__sync_fetch_and_add(&ring->waiting, -1);
-	r->sent = 1;
-	if (fragment_become(r, held) || (r->translate && fragment_translate(r, held->len)) ||
-	    fragment_send(r->skb, r))
+	r->sent |= fresh;
+	if (!fresh || fragment_become(r, held) ||
+	    (r->translate && fragment_translate(r, held->len)) || fragment_send(r->skb, r))
 		verdict_count(-DROP_FRAGMENT);
-	__sync_fetch_and_add(&ring->released, 1);
+	else
+		__sync_fetch_and_add(&ring->released, 1);
 	__sync_lock_test_and_set(&held->state, HELD_FREE);
 	return 0;
 }

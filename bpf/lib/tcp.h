@@ -58,7 +58,9 @@ static __always_inline bool tcp_syn(struct ct_pair *pair, const struct packet *p
 			pair->half[DIR_REPLY].flags = 0;
 		}
 	}
-	pair->handshake = p->seq + 1;
+	/* A repeated SYN that is answered already changes nothing: its answer will be the same. */
+	if (pair->state != CT_OPENING || !(pair->half[DIR_REPLY].flags & HALF_SYN))
+		pair->handshake = p->seq + 1;
 	return true;
 }
 
@@ -158,8 +160,8 @@ static __always_inline __u32 tcp_retry(const struct ct_pair *pair)
 	return pair->flags & PAIR_REFUSED ? pair->backend | count << RETRY_SHIFT : 0;
 }
 
-/* tcp_revive takes back a reset that was not its sender's: who has sent a reset sends nothing more.
- * What arrives within the same tick may have been sent before it.
+/* tcp_revive takes back the reset of an established flow that was not its sender's: who has sent a
+ * reset sends nothing more. What arrives within the same tick may have been sent before it.
  */
 static __always_inline void tcp_revive(struct ct_hit *hit, const struct packet *p)
 {
@@ -181,7 +183,8 @@ static __always_inline void tcp_control(struct ct_hit *hit, const struct packet 
 	if (p->tcp_flags & TCP_RST) {
 		if (!tcp_reset_counts(pair, hit->dir, p))
 			return;
-		if (state != CT_CLOSING && ct_move(hit->index, state, CT_CLOSING, p->now))
+		if (state != CT_CLOSING && ct_move(hit->index, state, CT_CLOSING, p->now) &&
+		    state == CT_ESTABLISHED)
 			mine->flags |= HALF_RST;
 		return;
 	}

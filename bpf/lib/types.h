@@ -184,10 +184,10 @@ struct held_fragment {
 
 /* Changed atomically. */
 struct held_cursor {
-	__u32 next;    /* place of the next fragment to be held */
-	__u32 waiting; /* places that are HELD_READY */
-	__u64 held;    /* since the maps were made */
-	__u64 released;
+	__u32 next;	/* place of the next fragment to be held */
+	__u32 waiting;	/* places that are HELD_READY */
+	__u64 held;	/* since the maps were made */
+	__u64 released; /* of these: sent on */
 };
 
 /* ---- services ---- */
@@ -312,7 +312,7 @@ struct allow_key {
 
 /* ---- this node ---- */
 
-/* An address of a container attached here, on the host side of its veth. */
+/* An address of a container attached here, on the host side of its veth; all zeros: the veth as such. */
 struct endpoint_key {
 	__u8 addr[ADDR_LEN];
 	__u32 ifindex;

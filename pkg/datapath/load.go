@@ -149,7 +149,7 @@ func mapSizes(s Sizes) map[string]uint32 {
 	opening = max(opening, 64)
 	pairs := s.MaxConntrack + opening + closing + pairSlack
 	return map[string]uint32{
-		bpf.MapsMapFrontends:     2*s.MaxServices + s.MaxBackends,
+		bpf.MapsMapFrontends:     2 * (s.MaxServices + s.MaxBackends),
 		bpf.MapsMapServices:      s.MaxServices + 1,
 		bpf.MapsMapServiceStats:  s.MaxServices + 1,
 		bpf.MapsMapBackends:      s.MaxBackends + 1,
@@ -180,7 +180,7 @@ const (
 	affinityEntries = 65536
 	fragmentEntries = 16384
 	heldFragments   = 256 // HELD_FRAGMENTS of bpf/lib/types.h
-	endpointEntries = 65536
+	endpointEntries = 131072 // two for a container with one address
 )
 
 // create makes all maps and programs aside and renames them into place, so that a crash leaves

@@ -10,15 +10,27 @@ import (
 	"github.com/tc-loadbalancer/tclb/bpf"
 )
 
-// PutEndpoint records an address of a container that is attached here.
+// veth is the key of an attachment as such, whatever its addresses.
+func (k EndpointKey) veth() EndpointKey { return EndpointKey{Ifindex: k.Ifindex} }
+
+// PutEndpoint records an address of a container that is attached here, and whose veth that is.
 func (d *Datapath) PutEndpoint(k EndpointKey, e Endpoint) error {
-	key, v := endpointKeyTo(k), bpf.MapsEndpoint{UpIfindex: e.UpIfindex, UpMac: e.UpMAC, Owner: e.Owner}
+	key, v := endpointKeyTo(k.veth()), bpf.MapsEndpoint{UpIfindex: e.UpIfindex, UpMac: e.UpMAC, Owner: e.Owner}
+	if err := d.maps[bpf.MapsMapEndpoints].Put(&key, &v); err != nil {
+		return mapError("write", bpf.MapsMapEndpoints, err)
+	}
+	key = endpointKeyTo(k)
 	return mapError("write", bpf.MapsMapEndpoints, d.maps[bpf.MapsMapEndpoints].Put(&key, &v))
 }
 
-// DeleteEndpoint removes an address; a missing one is no error.
+// DeleteEndpoint removes an address and forgets whose its veth was: addresses go together, with their
+// container. A missing one is no error.
 func (d *Datapath) DeleteEndpoint(k EndpointKey) error {
-	key := endpointKeyTo(k)
+	key := endpointKeyTo(k.veth())
+	if err := deleteKey(d, bpf.MapsMapEndpoints, &key); err != nil {
+		return err
+	}
+	key = endpointKeyTo(k)
 	return deleteKey(d, bpf.MapsMapEndpoints, &key)
 }
 
@@ -29,6 +41,9 @@ func (d *Datapath) Endpoints() (map[EndpointKey]Endpoint, error) {
 	var v bpf.MapsEndpoint
 	it := d.maps[bpf.MapsMapEndpoints].Iterate()
 	for it.Next(&k, &v) {
+		if k.Addr == [16]uint8{} {
+			continue // a veth as such
+		}
 		out[EndpointKey{addrFrom(k.Addr), k.Ifindex}] = Endpoint{UpIfindex: v.UpIfindex, UpMAC: v.UpMac, Owner: v.Owner}
 	}
 	return out, mapError("read", bpf.MapsMapEndpoints, it.Err())

@@ -41,7 +41,7 @@ func (w *world) refused(program string, on container, s packet.Spec, reason stri
 		}
 		return
 	}
-	seq, ack, flags := uint32(0), s.Seq+1, packet.RST|packet.ACK
+	seq, ack, flags := uint32(0), s.Seq+1+uint32(len(s.Payload)), packet.RST|packet.ACK
 	if s.Flags&packet.ACK != 0 {
 		seq, ack, flags = s.Ack, 0, packet.RST
 	}
