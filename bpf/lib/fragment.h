@@ -74,7 +74,7 @@ static __always_inline bool fragment_concerns(const struct packet *p, __u32 side
 
 	/* Of IPv6, the ports may be behind options. */
 	if (p->tuple.proto != PROTO_TCP && p->tuple.proto != PROTO_UDP &&
-	    p->tuple.proto != PROTO_DSTOPTS)
+	    (p->tuple.proto != PROTO_DSTOPTS || addr_is_v4(p->tuple.saddr)))
 		return false;
 	addr_copy(key.vip, p->tuple.daddr);
 	f = bpf_map_lookup_elem(&frontends, &key);
