@@ -98,8 +98,6 @@ func (o *oracle) judge(e *event) error {
 	}
 	counted := e.refusals()
 	switch {
-	case e.v.mapped():
-		return nil // KNOWN: taken for IPv4
 	case e.verdict != next && e.verdict != drop && e.verdict != redirect:
 		return fmt.Errorf("verdict %d", e.verdict)
 	case e.verdict == drop && len(counted) == 0:
@@ -109,9 +107,6 @@ func (o *oracle) judge(e *event) error {
 	}
 	return o.judgePassage(e)
 }
-
-// mapped says whether an IPv6 packet has an IPv4 address.
-func (v *view) mapped() bool { return !v.v4 && (v.src.Is4In6() || v.dst.Is4In6()) }
 
 // judgePassage: what goes on is untouched, or translated, or an answer to a ping.
 func (o *oracle) judgePassage(e *event) error {

@@ -12,7 +12,7 @@ import (
 // judgeSilence: a packet that is dropped uncounted is held, or is one of the host's that no VIP gets.
 func (o *oracle) judgeSilence(e *event) error {
 	if e.after.ring.Held == e.before.ring.Held {
-		if e.program == datapath.FromHost && !isVIP(e.v.dst) && !o.mustTranslate(e) {
+		if e.program == datapath.FromHost && (!isVIP(e.v.dst) || e.v.kind == kindForeign) && !o.mustTranslate(e) {
 			return nil
 		}
 		return fmt.Errorf("dropped uncounted")

@@ -70,7 +70,7 @@ func (o *oracle) send(p parcel) (event, error) {
 func (o *oracle) comesBack(e event) error {
 	before, _, _ := e.before.half(e.v.tuple())
 	p, _, dir := e.after.half(e.v.tuple())
-	if e.verdict == drop || e.v.kind != kindStream || e.v.mapped() || e.v.first || before != nil || p == nil || dir != 0 || e.v.flags&rstFlag != 0 || o.set.HostStack {
+	if e.verdict == drop || e.v.kind != kindStream || e.v.first || before != nil || p == nil || dir != 0 || e.v.flags&rstFlag != 0 || o.set.HostStack {
 		return nil
 	}
 	asked, valid := parse(e.in)

@@ -79,6 +79,10 @@ func (v *view) look6(b []byte) {
 	v.proto, v.kind = ip[6], kindMalformed
 	v.src, v.dst = netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
 	v.l4, v.end = etherLen+40, etherLen+40+int(be16(ip, 4))
+	if v.src.Is4In6() || v.dst.Is4In6() {
+		v.kind = kindForeign // on no wire
+		return
+	}
 	if ip[0]>>4 != 6 || v.end > len(b) {
 		return
 	}
