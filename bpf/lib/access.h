@@ -24,7 +24,8 @@ __noinline int flow_owner(const struct packet *p, __u32 ifindex)
 	struct endpoint_key key ALIGNED = {.ifindex = ifindex};
 	struct endpoint *own;
 
-	if (!p)
+	/* The unspecified address is nobody's; as a key it is the veth as such. */
+	if (!p || !(addr_word(p->tuple.saddr, 0) | addr_word(p->tuple.saddr, 1)))
 		return -DROP_SPOOFED;
 	addr_copy(key.addr, p->tuple.saddr);
 	own = bpf_map_lookup_elem(&endpoints, &key);
@@ -44,7 +45,7 @@ static __always_inline bool flow_is_own(const struct packet *p, __u32 ifindex, _
 	addr_copy(key.addr, p->tuple.saddr);
 	key.ifindex = home;
 	own = bpf_map_lookup_elem(&endpoints, &key);
-	return veth && own && veth->owner == own->owner;
+	return veth && own && veth->owner && veth->owner == own->owner;
 }
 
 /* flow_elsewhere judges a packet of a flow that comes from another veth than the flow is delivered to.

@@ -14,8 +14,6 @@
 #include "nat.h"
 #include "reject.h"
 
-#define ICMP_HEADER 8
-
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER 12
 #define ICMP_FRAG_NEEDED 4
@@ -78,7 +76,8 @@ static __always_inline __u32 icmp_quoted_v4(struct __sk_buff *skb, struct tuple 
 	return off + ip.ihl * 4;
 }
 
-static __always_inline __u32 icmp_quoted_v6(struct __sk_buff *skb, struct tuple *t, __u32 off)
+static __always_inline __u32 icmp_quoted_v6(struct __sk_buff *skb, struct tuple *t, __u32 off,
+					    __u32 limit)
 {
 	struct ipv6hdr ip ALIGNED;
 	__u64 found;
@@ -89,7 +88,7 @@ static __always_inline __u32 icmp_quoted_v6(struct __sk_buff *skb, struct tuple 
 	__builtin_memcpy(t->daddr, &ip.daddr, ADDR_LEN);
 	if (addr_is_v4(t->saddr) || addr_is_v4(t->daddr))
 		return 0;
-	found = parse_extensions(skb, off + sizeof(ip), ip.nexthdr);
+	found = parse_extensions(skb, off + sizeof(ip), ip.nexthdr, limit);
 	t->proto = EXT_PROTO(found);
 	return EXT_PART(found) >= FRAGMENT_LATER ? 0 : EXT_OFF(found);
 }
@@ -128,7 +127,7 @@ __noinline int icmp_quote(struct __sk_buff *skb, const struct packet *p, struct 
 	q->limit = p->limit;
 	q->l3_off = p->l4_off + ICMP_HEADER;
 	off = v4 ? icmp_quoted_v4(skb, &q->tuple, q->l3_off)
-		 : icmp_quoted_v6(skb, &q->tuple, q->l3_off);
+		 : icmp_quoted_v6(skb, &q->tuple, q->l3_off, q->limit);
 	if (!off || off + 2 * sizeof(__be16) > q->limit ||
 	    (q->tuple.proto != PROTO_TCP && q->tuple.proto != PROTO_UDP) ||
 	    bpf_skb_load_bytes(skb, off, &q->tuple.sport, 2 * sizeof(__be16)))

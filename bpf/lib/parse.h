@@ -30,6 +30,8 @@
 #define IPV6_EXTENSIONS 6
 #define L4_OFF_MAX 0x3ff /* a transport header further behind is not looked at */
 
+#define ICMP_HEADER 8
+
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -114,7 +116,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p)
 	if (p->tuple.proto == PROTO_UDP)
 		return parse_udp(l4, end, p);
 	if (p->tuple.proto == (addr_is_v4(p->tuple.saddr) ? PROTO_ICMP : PROTO_ICMPV6))
-		return PARSED_ICMP;
+		return p->l4_off + ICMP_HEADER > p->limit ? PARSED_MALFORMED : PARSED_ICMP;
 	return PARSED_OTHER;
 }
 
@@ -177,7 +179,7 @@ static __always_inline __u32 parse_part(const __u8 *head)
  * whose payload is anything, and at a routing header with nodes still to visit: the packet's
  * destination is not its last. Returns EXT of what follows.
  */
-__noinline __u64 parse_extensions(struct __sk_buff *skb, __u32 off, __u32 proto)
+__noinline __u64 parse_extensions(struct __sk_buff *skb, __u32 off, __u32 proto, __u32 limit)
 {
 	__u32 part = FRAGMENT_NONE, id = 0, len;
 	__u8 head[8] ALIGNED;
@@ -186,7 +188,7 @@ __noinline __u64 parse_extensions(struct __sk_buff *skb, __u32 off, __u32 proto)
 		if (proto != PROTO_HOPOPTS && proto != PROTO_ROUTING && proto != PROTO_DSTOPTS &&
 		    proto != PROTO_FRAGMENT)
 			break;
-		if (bpf_skb_load_bytes(skb, off, head, sizeof(head)))
+		if (off + sizeof(head) > limit || bpf_skb_load_bytes(skb, off, head, sizeof(head)))
 			return EXT(0, FRAGMENT_CUT, proto, off);
 		if (proto == PROTO_ROUTING && head[3])
 			break;
@@ -220,7 +222,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	if (ip->version != 6 || limit > skb->len)
 		return PARSED_MALFORMED;
 	if (ip->nexthdr != PROTO_TCP && ip->nexthdr != PROTO_UDP) {
-		__u64 found = parse_extensions(skb, off, ip->nexthdr);
+		__u64 found = parse_extensions(skb, off, ip->nexthdr, limit);
 
 		if (EXT_PART(found) == FRAGMENT_CUT)
 			return PARSED_MALFORMED;

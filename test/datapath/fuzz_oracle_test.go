@@ -187,6 +187,9 @@ func (o *oracle) judgeStream(e *event) error {
 	if err := o.newPair(e, p, number); err != nil {
 		return err
 	}
+	if o.foreign(e, p) {
+		return fmt.Errorf("a spoofed packet of a flow went on")
+	}
 	if o.goesByTheHost(e, p, dir) {
 		o.first(e, n, nil)
 		return o.released(e, nil, func() error { return o.byTheHost(e) })
@@ -268,7 +271,7 @@ func (e *event) answered() error {
 func (o *oracle) judgeMessage(e *event) error {
 	v := &e.v
 	if v.l4+8 > v.end {
-		return nil // too short to be anything
+		return e.untouched()
 	}
 	q, isError := v.quote(e.in)
 	request := e.in[v.l4+1] == 0 && (v.v4 && e.in[v.l4] == 8 || !v.v4 && e.in[v.l4] == 128)

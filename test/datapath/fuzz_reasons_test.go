@@ -31,7 +31,7 @@ func (o *oracle) waits(e *event) bool {
 	if e.v.kind != kindLater || noted || e.v.proto == icmp4 && e.v.v4 || e.v.proto == icmp6 {
 		return false
 	}
-	if e.v.proto != tcp && e.v.proto != udp && e.v.proto != destinationOptions { // KNOWN: of IPv4, too
+	if e.v.proto != tcp && e.v.proto != udp && (e.v.v4 || e.v.proto != destinationOptions) {
 		return false
 	}
 	if isVIP(e.v.dst) {
@@ -98,7 +98,7 @@ func (o *oracle) judgeReason(e *event, reason int) error {
 	}
 	switch bpf.MapsDropReason(reason) {
 	case bpf.MapsDropReasonDROP_MALFORMED:
-		ok = vip && e.fromSender() && (v.kind == kindMalformed || (v.kind == kindMessage || v.kind == kindLater) && !answerable(v.src))
+		ok = vip && e.fromSender() && (v.kind == kindMalformed || v.kind == kindMessage && v.l4+8 > v.end || (v.kind == kindMessage || v.kind == kindLater) && !answerable(v.src))
 	case bpf.MapsDropReasonDROP_NO_FRONTEND:
 		ok = v.kind == kindStream && vip && e.fromSender() && !serves(v)
 	case bpf.MapsDropReasonDROP_NO_BACKEND:
@@ -106,7 +106,7 @@ func (o *oracle) judgeReason(e *event, reason int) error {
 	case bpf.MapsDropReasonDROP_NOT_ALLOWED:
 		ok = v.kind == kindStream && serves(v) && v.dport == allowPort && !slices.Contains(o.client.addr[:], v.src)
 	case bpf.MapsDropReasonDROP_SPOOFED:
-		ok = e.program == datapath.FromContainer && o.set.AntiSpoof && (vip && !e.owns() || isError && about != nil && (!e.owns() || q.src != v.src))
+		ok = e.program == datapath.FromContainer && o.set.AntiSpoof && (vip && !e.owns() || p != nil && o.foreign(e, p) || isError && about != nil && (!e.owns() || q.src != v.src))
 	case bpf.MapsDropReasonDROP_NO_PAIR:
 		ok = v.kind == kindStream && v.proto == tcp && serves(v) && e.fromSender() && (v.flags&(synFlag|rstFlag) != 0 || v.flags&ackFlag == 0) &&
 			v.flags&(finFlag|synFlag|rstFlag|ackFlag) != synFlag
@@ -118,7 +118,7 @@ func (o *oracle) judgeReason(e *event, reason int) error {
 	case bpf.MapsDropReasonDROP_UNROUTABLE:
 		ok = e.program == datapath.FromHost && vip && (v.kind == kindOther || v.kind == kindLater || v.kind == kindMessage && !isError)
 	case bpf.MapsDropReasonDROP_BAD_ICMP:
-		ok = isError && (about != nil && q.illegal || about == nil && vip) || v.kind == kindMessage && vip && v.l4+8 > v.end
+		ok = isError && (about != nil && q.illegal || about == nil && vip)
 	case bpf.MapsDropReasonDROP_SECOND_CHANCE:
 		ok = p != nil && dir == 1 && v.flags&rstFlag != 0 && p.State == uint32(datapath.FlowOpening)
 	}
@@ -126,6 +126,11 @@ func (o *oracle) judgeReason(e *event, reason int) error {
 		return fmt.Errorf("refused as %v", datapath.DropReason(reason))
 	}
 	return nil
+}
+
+// foreign says whether a packet of a balanced flow is not from who it says.
+func (o *oracle) foreign(e *event, p *rawPair) bool {
+	return e.program == datapath.FromContainer && o.set.AntiSpoof && !e.owns() && p.Flags&uint32(bpf.MapsCtPairFlagPAIR_DIRECT) == 0
 }
 
 // answerable says whether an address is a host's.

@@ -101,7 +101,7 @@ func (v *view) extension(b []byte) bool {
 	if v.proto != hopByHop && v.proto != routing && v.proto != fragmentHeader && v.proto != destinationOptions || v.kind == kindLater {
 		return false
 	}
-	if v.l4+8 > len(b) {
+	if v.l4+8 > v.end {
 		v.cut = true
 		return false
 	}
@@ -187,6 +187,7 @@ func (v *view) quote(b []byte) (q *quoted, isError bool) {
 		return nil, false
 	}
 	q = &quoted{l3: v.l4 + 8}
+	q.end = v.end
 	if v.v4 {
 		mtu &= 0xffff
 		q.illegal = kind == 3 && code == 4 && mtu > 0 && mtu < 68
@@ -196,7 +197,7 @@ func (v *view) quote(b []byte) (q *quoted, isError bool) {
 	if !q.read(b[:v.end], v.v4) || q.proto != tcp && q.proto != udp || q.l4+4 > v.end {
 		return nil, true
 	}
-	q.src, q.dst, q.end = q.dst, q.src, v.end
+	q.src, q.dst = q.dst, q.src
 	q.sport, q.dport = be16(b, q.l4+2), be16(b, q.l4)
 	return q, true
 }
