@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,10 @@ func (s *Server) nodeStatus() (Status, error) {
 	}
 	for _, e := range status.Errors {
 		out.Errors = append(out.Errors, ReconcileError{Service: e.Service, Error: oneLine(e.Err), Since: e.Since})
+	}
+	out.Unhealthy = make([]Unhealthy, 0, len(status.Unhealthy))
+	for _, u := range status.Unhealthy {
+		out.Unhealthy = append(out.Unhealthy, Unhealthy(u))
 	}
 	if err := s.countMaps(&out); err != nil {
 		return Status{}, err
@@ -135,6 +140,12 @@ func problems(st Status, endpoints []view.Endpoint) []string {
 			add("connection table is full (%d of %d), idle flows give way: raise conntrack.maxEntries in tclb.yaml and restart the proxy", r.Entries, r.Capacity)
 		}
 	}
+	for _, u := range st.Unhealthy[:min(len(st.Unhealthy), maxNames)] {
+		add("service %s: backend %s fails its health checks since %s: %s", u.Service, nodeAddress(u.Node, u.Address), u.Since.UTC().Format(time.RFC3339), u.Reason)
+	}
+	if more := len(st.Unhealthy) - maxNames; more > 0 {
+		add("%d more backends fail their health checks: tclb status -o json names them", more)
+	}
 	if len(st.Unattached) > 0 {
 		add("not attached, since they were started before their network was chained to tclb-cni: restart %s", names(st.Unattached))
 	}
@@ -146,8 +157,16 @@ func problems(st Status, endpoints []view.Endpoint) []string {
 	return out
 }
 
-// maxNames is how many containers a line names.
+// maxNames is how many containers a line names, and how many unhealthy backends have lines.
 const maxNames = 10
+
+// nodeAddress names a backend as commands take it.
+func nodeAddress(node string, address netip.Addr) string {
+	if node == "" {
+		return address.String()
+	}
+	return node + "/" + address.String()
+}
 
 // names returns "web-1 (podman), web-2 (podman) and 3 more": containers and their networks.
 func names(list []Unattached) string {

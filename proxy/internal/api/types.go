@@ -98,8 +98,9 @@ type Status struct {
 	Counts        Counts           `json:"counts"`
 	Conntrack     ConntrackStatus  `json:"conntrack"`
 	Maps          []MapStatus      `json:"maps"`
-	Findings      []config.Finding `json:"findings"` // mistakes in tclb.yaml and services files
-	Errors        []ReconcileError `json:"errors"`   // what could not be written into the maps
+	Findings      []config.Finding `json:"findings"`  // mistakes in tclb.yaml and services files
+	Errors        []ReconcileError `json:"errors"`    // what could not be written into the maps
+	Unhealthy     []Unhealthy      `json:"unhealthy"` // backends that fail their health checks
 	Unattached    []Unattached     `json:"unattached"`
 	Problems      []string         `json:"problems"` // whatever somebody should look at, a line each
 }
@@ -117,6 +118,15 @@ type ReconcileError struct {
 	Service string    `json:"service"` // "" for what concerns all
 	Error   string    `json:"error"`
 	Since   time.Time `json:"since"`
+}
+
+// Unhealthy is a backend that fails its health checks.
+type Unhealthy struct {
+	Service string     `json:"service"`
+	Address netip.Addr `json:"address"`
+	Node    string     `json:"node"`
+	Reason  string     `json:"reason"` // what the last failed probe met
+	Since   time.Time  `json:"since"`
 }
 
 // Counts are how many objects of each kind the node knows.

@@ -133,7 +133,14 @@ func (d *Definition) readHealthCheck(m *mapping) {
 	set(m, "port", &h.Port, portNumber)
 	readHTTPCheck(m, h)
 	set(m, "interval", &h.Interval, duration(100*time.Millisecond, 24*time.Hour))
-	set(m, "timeout", &h.Timeout, duration(10*time.Millisecond, time.Hour))
+	h.Timeout = min(h.Timeout, h.Interval) // the default fits itself to a short interval
+	if at, ok := m.get("timeout"); ok {
+		if t, ok := value(at, duration(10*time.Millisecond, time.Hour)); ok {
+			if h.Timeout = t; t > h.Interval {
+				at.fail("timeout %s is longer than the interval %s: a probe must end before the next begins", plain(t), plain(h.Interval))
+			}
+		}
+	}
 	set(m, "rise", &h.Rise, integer(1, 100))
 	set(m, "fall", &h.Fall, integer(1, 100))
 	if known && h.Type != "none" && !m.has("port") && !d.hasTCP() {

@@ -163,6 +163,11 @@ func TestEachMistakeInAServiceHasItsFinding(t *testing.T) {
 		{"check path", "/up", "up", `17:45: services[0].healthCheck.path: path "up" is no path: begin with /`},
 		{"check expect", "expect: 204", "expect: 20", `17:58: services[0].healthCheck.expect: expect 20 is out of range: want 100 to 599`},
 		{"check rise", "rise: 1", "rise: 0", `17:99: services[0].healthCheck.rise: rise 0 is out of range: want 1 to 100`},
+		{"check port", "port: 81", "port: 0", `17:35: services[0].healthCheck.port: port 0 is out of range: want 1 to 65535`},
+		{"check interval", "interval: 1m", "interval: 10ms", `17:73: services[0].healthCheck.interval: interval 10ms is out of range: want 100ms to 24h`},
+		{"check timeout beyond the interval", "timeout: 500ms", "timeout: 61s", `17:86: services[0].healthCheck.timeout: timeout 1m1s is longer than the interval 1m: a probe must end before the next begins`},
+		{"check timeout beyond the default interval", "interval: 1m, timeout: 500ms", "timeout: 3s", `17:72: services[0].healthCheck.timeout: timeout 3s is longer than the interval 2s: a probe must end before the next begins`},
+		{"check fall", "fall: 4", "fall: 101", `17:108: services[0].healthCheck.fall: fall 101 is out of range: want 1 to 100`},
 		{"timeouts", "udp: 7s", "udp: 1ms", `19:63: services[0].timeouts.udp: udp 1ms is out of range: want 100ms to 720h`},
 		{"allow without length", "192.0.2.0/24", "192.0.2.1", `22:11: services[0].allow[0]: 192.0.2.1 has no prefix length: write 192.0.2.1/32 for this address alone`},
 		{"allow with host bits", "192.0.2.0/24", "192.0.2.1/24", `22:11: services[0].allow[0]: 192.0.2.1/24 has bits set behind the prefix: did you mean 192.0.2.0/24?`},
@@ -183,6 +188,14 @@ func TestEachMistakeInAServiceHasItsFinding(t *testing.T) {
 func TestCheckWithoutTCPPortNeedsItsOwn(t *testing.T) {
 	f := ParseServices("f", "f", []byte("services: [{name: a, ports: [{protocol: udp, port: 53}], healthCheck: {type: tcp}}]"))
 	expect(t, f.Findings, "f:1:71: services[0].healthCheck.port: port is missing: the service has no tcp port to take it from")
+}
+
+func TestCheckTimeoutFitsAShortInterval(t *testing.T) {
+	f := ParseServices("f", "f", []byte("services: [{name: a, ports: [{port: 80}], healthCheck: {type: tcp, interval: 300ms}}]"))
+	expect(t, f.Findings, "")
+	if h := f.Services[0].Service.HealthCheck; h.Timeout != 300*time.Millisecond {
+		t.Errorf("timeout %s, want the interval's 300ms", h.Timeout)
+	}
 }
 
 func TestAliasesAreFollowed(t *testing.T) {

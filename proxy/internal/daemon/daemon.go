@@ -104,6 +104,7 @@ type proxy struct {
 	host      *host.Host
 	learner   *runtimes.Learner // labels of containers
 	finder    *runtimes.Finder  // containers that were there first
+	checks    *checks           // of backends' health
 	hostKick  chan struct{}     // the host path may be out of date
 	saveKick  chan struct{}     // tables are to be saved
 	passed    *signalAll        // a pass of the reconciler ended
@@ -210,6 +211,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	}
 	p.host = host.New(p.attachHost, p.Log)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
+	p.checks = newChecks(p.store, p.RunDir, p.Log)
 	p.reconcile = reconcile.New(reconcile.Options{
 		Maps:     p.datapath,
 		Arena:    datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now),
@@ -264,6 +266,8 @@ func (p *proxy) run(ctx context.Context) error {
 	g.Go(func() error { return p.services.Run(ctx) })
 	g.Go(func() error { return sweep.Flows(ctx, p.datapath, p.Log) })
 	g.Go(func() error { return p.saveTables(ctx) })
+	g.Go(func() error { return p.checks.checker.Run(ctx) })
+	g.Go(func() error { return p.checks.follow(ctx, p.passed.next) })
 	g.Go(func() error { return p.loop(ctx, hup) })
 	p.Log.Info("tclb proxy started", "version", p.Version, "node", p.Node().Name)
 	err := g.Wait()

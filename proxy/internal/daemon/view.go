@@ -35,7 +35,7 @@ func (p *proxy) Services() []view.Service {
 	out := make([]view.Service, 0, len(s.Services))
 	for _, svc := range s.Services {
 		in := p.reconcile.Service(svc.Spec.Name)
-		v := view.Service{Service: svc.Spec, File: svc.File, ID: in.ID, MovedSlots: in.Moved}
+		v := view.Service{Service: svc.Spec, File: svc.File, ID: in.ID, MovedSlots: in.Moved, Probes: view.Probes(p.checks.checker.Counts(svc.Spec.Name))}
 		v.Backends = make([]lb.Backend, len(svc.Backends))
 		for i := range svc.Backends {
 			v.Backends[i] = svc.Backends[i].Backend
@@ -145,6 +145,11 @@ func (p *proxy) Status() view.Status {
 	}
 	for _, e := range p.reconcile.Errors() {
 		out.Errors = append(out.Errors, view.ServiceError{Service: e.Service, Err: e.Err.Error(), Since: e.Since})
+	}
+	for _, r := range p.checks.checker.Unhealthy() {
+		out.Unhealthy = append(out.Unhealthy, view.Unhealthy{
+			Service: r.Service, Address: r.Address, Node: r.Node, Reason: r.Reason, Since: r.Since,
+		})
 	}
 	return out
 }

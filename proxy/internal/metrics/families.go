@@ -32,7 +32,7 @@ var families = []family{
 	{"tclb_conntrack_room_entries", "Pairs in the connection table, by room.", "gauge", []string{"room"}, writeRoomEntries},
 	{"tclb_drops_total", "Packets that the datapath refused.", "counter", []string{"reason"}, writeDrops},
 	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
-	{"tclb_health_checks_total", "Probes of backends.", "counter", []string{"service", "result"}, writeHealthChecks},
+	{"tclb_health_checks_total", "Health checks of backends by result.", "counter", []string{"service", "result"}, writeHealthChecks},
 	{"tclb_nodes", "Nodes of the cluster by whether they can be reached, this one included.", "gauge", []string{"state"}, writeNodes},
 	{"tclb_packets_total", "IP packets of both directions.", "counter", []string{"service", "backend"}, writePackets},
 	{"tclb_ready", "1 from the first full reconcile on.", "gauge", nil, writeReady},
@@ -187,13 +187,12 @@ func writeTunnelDrops(s *scrape, e *emitter) {
 }
 
 // results are the known values of the label result.
-var results = [...]string{"success", "failure"}
+var results = [...]string{"success", "failure", "timeout"}
 
-// writeHealthChecks has nothing to count until there are probes.
 func writeHealthChecks(s *scrape, e *emitter) {
 	for _, svc := range s.services {
-		for _, result := range results {
-			e.sample(0, svc.Name, result)
+		for i, n := range [...]uint64{svc.Probes.Success, svc.Probes.Failure, svc.Probes.Timeout} {
+			e.sample(n, svc.Name, results[i])
 		}
 	}
 }

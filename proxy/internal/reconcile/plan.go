@@ -72,13 +72,13 @@ func (r *Reconciler) planBackends(c *change) map[backendKey]uint32 {
 		have[keyOf(&r.backends[id])] = id
 	}
 	ids := make(map[backendKey]uint32, len(have))
-	resort := lastResorts(c.want.Backends)
+	resort := resorts(c.want.Backends)
 	for i := range c.want.Backends {
 		b := &c.want.Backends[i]
 		if b.Remote {
 			continue
 		}
-		takesNew := b.Serves() || resort[familyOf(b.Address)] && b.LastResort()
+		takesNew := resort[familyOf(b.Address)].Takes(b)
 		for _, p := range c.want.Spec.Ports {
 			k := backendKey{address: b.Address, port: c.want.Spec.TargetPort(p, b.Backend), protocol: p.Protocol}
 			if _, done := ids[k]; done {
@@ -95,7 +95,8 @@ func (r *Reconciler) planBackends(c *change) map[backendKey]uint32 {
 			delete(have, k)
 			ids[k] = id
 			c.ids = append(c.ids, id)
-			r.planBackend(c, id, !old, backendRecord(c.svc.id, k, b, takesNew))
+			record := backendRecord(c.svc.id, k, b, takesNew)
+			r.planBackend(c, id, !old || r.leaves(id, b, &record), record)
 		}
 	}
 	for _, id := range have {
@@ -105,15 +106,9 @@ func (r *Reconciler) planBackends(c *change) map[backendKey]uint32 {
 	return ids
 }
 
-// lastResorts says for which families nobody may take new flows, so that others have to.
-func lastResorts(backends []state.Backend) [2]bool {
-	resort := [2]bool{true, true}
-	for i := range backends {
-		if b := &backends[i]; b.Serves() {
-			resort[familyOf(b.Address)] = false
-		}
-	}
-	return resort
+// resorts returns who takes new flows, by family.
+func resorts(backends []state.Backend) [2]state.Resort {
+	return [2]state.Resort{state.ResortOf(backends, true), state.ResortOf(backends, false)}
 }
 
 func backendRecord(service uint32, k backendKey, b *state.Backend, takesNew bool) datapath.Backend {
@@ -133,12 +128,20 @@ func backendRecord(service uint32, k backendKey, b *state.Backend, takesNew bool
 	}
 }
 
+// leaves says whether the flows of a backend are to go to others with their next packet: those of UDP,
+// when its health checks begin to fail. Nobody tells a UDP client that its server is gone, and what
+// it sends from one port would be lost for as long as it goes on sending. A TCP flow could not go
+// on elsewhere; its ends notice by themselves, and one whose backend only looked dead goes on.
+func (r *Reconciler) leaves(id uint32, b *state.Backend, want *datapath.Backend) bool {
+	return want.Protocol == lb.UDP && b.Failed && r.recordOf(id).New && !want.New
+}
+
 // planBackend compares one record. A backend behind another interface, or with another MAC address, is
 // another container at the same address: flows of the one before must not reach it.
-func (r *Reconciler) planBackend(c *change, id uint32, given bool, want datapath.Backend) {
+func (r *Reconciler) planBackend(c *change, id uint32, anew bool, want datapath.Backend) {
 	have := r.recordOf(id)
 	want.Gen = have.Gen
-	if given || have.Ifindex != want.Ifindex || have.MAC != want.MAC {
+	if anew || have.Ifindex != want.Ifindex || have.MAC != want.MAC {
 		want.Gen = nextGen(have.Gen)
 		c.fresh = append(c.fresh, id)
 	}

@@ -151,7 +151,7 @@ func TestLastResortServesButNeverWeightZero(t *testing.T) {
 	n := newNode(t, datapath.Sizes{})
 	s := web("a", "10.96.0.1", 3)
 	s.Backends[0].State = lb.Draining
-	s.Backends[1].State = lb.Unhealthy
+	s.Backends[1].State = lb.Draining
 	s.Backends[2].Weight = 0
 	n.apply([]lb.Service{s})
 	n.ok()

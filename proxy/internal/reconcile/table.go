@@ -72,8 +72,9 @@ func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, 
 	}
 	r.slots, err = base.AppendTable(r.slots[:0], base.Excluded(members))
 	if errors.Is(err, sched.ErrEmpty) {
+		resort := resorts(c.want.Backends)[family]
 		for i, m := range members {
-			members[i].Excluded = !c.want.Backends[index[m.Key]].LastResort()
+			members[i].Excluded = !resort.Takes(&c.want.Backends[index[m.Key]])
 		}
 		r.slots, err = base.AppendTable(r.slots[:0], base.Excluded(members))
 	}

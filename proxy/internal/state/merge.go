@@ -33,7 +33,7 @@ func (s *Store) merge(before *Snapshot) *Snapshot {
 	old := newWalker(before)
 	for i := range s.services {
 		d := &s.services[i]
-		backends := m.backends(&d.Spec, &s.overrides)
+		backends := m.backends(&d.Spec, s)
 		prev := old.find(d.Spec.Name)
 		if prev != nil && prev.File == d.File && sameSpec(&prev.Spec, &d.Spec) && slices.Equal(prev.Backends, backends) {
 			next.Services = append(next.Services, prev)
@@ -123,7 +123,7 @@ func collect(to map[string][]*registry.Endpoint, names []string, e *registry.End
 }
 
 // backends returns the backends of a service in order. They are valid until the next call.
-func (m *merger) backends(spec *lb.Service, o *overrides) []Backend {
+func (m *merger) backends(spec *lb.Service, s *Store) []Backend {
 	fam := familiesOf(spec.VIPs)
 	m.scratch = m.scratch[:0]
 	for _, b := range spec.Backends {
@@ -143,10 +143,11 @@ func (m *merger) backends(spec *lb.Service, o *overrides) []Backend {
 	}
 	for i := range m.scratch {
 		b := &m.scratch[i]
-		o.apply(spec.Name, b)
+		s.overrides.apply(spec.Name, b)
 		if b.Weight == 0 {
 			b.State = lb.Maintenance
 		}
+		s.judge(spec.Name, b)
 	}
 	slices.SortFunc(m.scratch, func(a, b Backend) int {
 		return cmp.Or(a.Address.Compare(b.Address), compareText(a.Node, b.Node))

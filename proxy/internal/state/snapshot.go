@@ -69,6 +69,9 @@ type Backend struct {
 	Remote bool
 	// Drained and Weighted say that a command set the state or the weight.
 	Drained, Weighted bool
+	// Failed says that it fails its health checks. State is Unhealthy then, unless it is Draining or
+	// in Maintenance, which somebody asked for.
+	Failed bool
 }
 
 // Key names the backend in tables, the same on every node that sees it under this name.
@@ -93,10 +96,42 @@ func (b *Backend) Local() bool { return b.Ifindex != 0 }
 // Serves says whether it may take new flows.
 func (b *Backend) Serves() bool { return b.State == lb.Active && b.Weight > 0 && !b.Remote }
 
-// LastResort says whether it serves when nobody of its service may: it is draining or unhealthy.
-// Weight 0 is an operator's word and stays so.
-func (b *Backend) LastResort() bool {
-	return b.Weight > 0 && !b.Remote && b.State != lb.Maintenance
+// Resort says who takes the new flows of a service in a family.
+type Resort uint8
+
+// The resorts, the first of which somebody serves in. Weight 0 is an operator's word and is in none.
+const (
+	ResortActive  Resort = iota // who may
+	ResortHealthy               // nobody may: who is draining and passes its health checks
+	ResortAny                   // all of them fail: everybody, for the checks may be what is wrong
+)
+
+// ResortOf returns whom a service's backends leave for new flows, in one family.
+func ResortOf(backends []Backend, ipv4 bool) Resort {
+	resort := ResortAny
+	for i := range backends {
+		b := &backends[i]
+		switch {
+		case b.Address.Is4() != ipv4:
+		case b.Serves():
+			return ResortActive
+		case ResortHealthy.Takes(b):
+			resort = ResortHealthy
+		}
+	}
+	return resort
+}
+
+// Takes says whether a backend of that family takes new flows.
+func (r Resort) Takes(b *Backend) bool {
+	able := b.Weight > 0 && !b.Remote && b.State != lb.Maintenance
+	switch r {
+	case ResortActive:
+		return b.Serves()
+	case ResortHealthy:
+		return able && !b.Failed
+	}
+	return able
 }
 
 // families says which address families the VIPs have.

@@ -24,6 +24,7 @@ type Store struct {
 	hasEndpoints bool
 	timeouts     lb.Timeouts
 	overrides    overrides
+	unhealthy    map[HealthRef]struct{}
 }
 
 // New returns a store for the node of that name. Drains and weights set by command are read from

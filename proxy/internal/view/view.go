@@ -92,6 +92,21 @@ type Service struct {
 	ID         uint32 // in the maps; 0 = not there yet
 	Error      string // why the maps do not hold it as it is here; empty = they do
 	MovedSlots uint64 // slots that changed owner by updates of the table, since the start
+	Probes     Probes // of its backends, since its health checks began
+}
+
+// Probes counts the health checks of a service by result.
+type Probes struct {
+	Success, Failure, Timeout uint64
+}
+
+// Unhealthy is a backend that fails its health checks.
+type Unhealthy struct {
+	Service string
+	Address netip.Addr
+	Node    string
+	Reason  string // what the last failed probe met
+	Since   time.Time
 }
 
 // Backend is one row of `backend list`: a backend and one target port.
@@ -136,6 +151,7 @@ type Status struct {
 	Revision  uint64 // of the desired state
 	Applied   uint64 // revision that the maps were last made equal to
 	Errors    []ServiceError
+	Unhealthy []Unhealthy // by service, address and node
 	LastPass  time.Time
 	LastTook  time.Duration
 	Passes    Timing

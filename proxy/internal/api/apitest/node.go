@@ -67,7 +67,7 @@ func NewView() *View {
 		NodeValue:   view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
 		ConfigValue: config.Default(),
 		ServiceValues: []view.Service{
-			{Service: web, File: "/etc/tclb/services.d/web.yaml", ID: 1, MovedSlots: 17},
+			{Service: web, File: "/etc/tclb/services.d/web.yaml", ID: 1, MovedSlots: 17, Probes: view.Probes{Success: 90, Failure: 7, Timeout: 2}},
 			{Service: dns, File: "/etc/tclb/services.d/dns.yaml", ID: 2},
 			{Service: empty, File: "/etc/tclb/services.d/dns.yaml", ID: 3},
 			{Service: lb.Service{Name: "late"}, ID: 0, Error: "map is full"},
@@ -86,6 +86,9 @@ func NewView() *View {
 		StatusValue: view.Status{
 			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
 			Errors: []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
+			Unhealthy: []view.Unhealthy{{
+				Service: "web", Address: addr("203.0.113.7"), Reason: "connection refused", Since: Now.Add(-10 * time.Minute),
+			}},
 			Passes: view.Timing{Count: 3, Total: 1500 * time.Millisecond},
 			Tables: view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
 		},
