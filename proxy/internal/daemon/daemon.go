@@ -26,6 +26,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/health"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/runtimes"
@@ -211,7 +212,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	}
 	p.host = host.New(p.attachHost, p.Log)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
-	p.checks = newChecks(p.store, p.RunDir, p.Log)
+	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
 	p.reconcile = reconcile.New(reconcile.Options{
 		Maps:     p.datapath,
 		Arena:    datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now),

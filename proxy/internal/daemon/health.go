@@ -33,10 +33,9 @@ type checks struct {
 }
 
 // newChecks reads what the proxy before knew into the store, which has published nothing yet.
-func newChecks(store *state.Store, runDir string, log *slog.Logger) *checks {
+func newChecks(store *state.Store, checker *health.Checker, runDir string, log *slog.Logger) *checks {
 	h := &checks{
-		checker: health.New(health.Options{Limit: probeLimit(), Log: log}),
-		store:   store, path: filepath.Join(runDir, healthFile), log: log,
+		checker: checker, store: store, path: filepath.Join(runDir, healthFile), log: log,
 		seen: make(map[string]*state.Service),
 	}
 	reports, err := h.load()
