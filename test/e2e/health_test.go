@@ -15,7 +15,7 @@ import (
 // and a file's change or a verdict may take `felt` on a busy machine.
 const (
 	checkEvery   = 200 * time.Millisecond
-	checkTimeout = 100 * time.Millisecond
+	checkTimeout = checkEvery
 	checkRise    = 2
 	checkFall    = 3
 
@@ -90,11 +90,12 @@ func TestStoppedServerIsTakenOutAndComesBack(t *testing.T) {
 	stop := a.serve(targetPort)
 	b.serve(targetPort)
 	client := n.container(t, "client", n.bridged())
-	n.states(t, felt, inState("active", a, b))
-	time.Sleep(falls) // nobody falls who serves
+	n.states(t, rises, inState("active", a, b)) // they may have fallen before they listened
+	time.Sleep(falls)                           // nobody falls who serves
 	n.states(t, 0, inState("active", a, b))
 	expectServers(t, client, front(vip(10), v4), a.name, b.name)
 
+	lines := n.fallen()
 	stop()
 	n.states(t, falls, with(inState("unhealthy", a), inState("active", b)))
 	l := startLoad([]*container{client}, 10)
@@ -120,10 +121,13 @@ func TestStoppedServerIsTakenOutAndComesBack(t *testing.T) {
 	n.states(t, rises, inState("active", a, b))
 	expectServers(t, client, front(vip(10), v4), a.name, b.name)
 	l.end(t)
-	if lines := strings.Count(n.log(), `msg="backend is unhealthy" service=web`); lines != 2 {
+	if lines = n.fallen() - lines; lines != 2 {
 		t.Errorf("%d lines in the log about 2 addresses that failed", lines)
 	}
 }
+
+// fallen counts the lines in the log about backends that became unhealthy.
+func (n *node) fallen() int { return strings.Count(n.log(), `msg="backend is unhealthy" service=web`) }
 
 // readiness answers HTTP requests by a status that a test changes.
 func (c *container) readiness(port int) *atomic.Int32 {
@@ -153,7 +157,7 @@ func TestUnreadyServerKeepsItsStreamsAndLosesItsDatagrams(t *testing.T) {
 		c.serve(targetPort)
 	}
 	client := n.container(t, "client", n.bridged())
-	n.states(t, felt, inState("active", a, b))
+	n.states(t, rises, inState("active", a, b)) // they may have fallen before they listened
 	stream, datagrams := heldBy(t, client, "tcp", a), heldBy(t, client, "udp", a)
 
 	ready[a.name].Store(503)

@@ -28,8 +28,9 @@ type checks struct {
 	path    string
 	log     *slog.Logger
 
-	seen  map[string]*state.Service         // that the checker was told of, by name
-	known map[state.HealthRef]health.Report // unhealthy before a restart; nil once the checker knows
+	synced uint64                            // revision that the checker was told of
+	seen   map[string]*state.Service         // that the checker was told of, by name
+	known  map[state.HealthRef]health.Report // unhealthy before a restart; nil once the checker knows
 }
 
 // newChecks reads what the proxy before knew into the store, which has published nothing yet.
@@ -65,8 +66,9 @@ func probeLimit() int {
 func (h *checks) follow(ctx context.Context, passed func() <-chan struct{}) error {
 	for {
 		next := passed()
-		if s := h.store.Snapshot(); s != nil {
+		if s := h.store.Snapshot(); s != nil && s.Revision != h.synced {
 			h.sync(s)
+			h.synced = s.Revision
 		}
 		select {
 		case <-ctx.Done():

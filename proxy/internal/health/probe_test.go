@@ -197,15 +197,16 @@ func TestProbeOfARemovedBackendEndsAtOnce(t *testing.T) {
 	}
 }
 
-// fullListener returns where somebody listens but accepts nothing and has no room in the queue.
-func fullListener(t *testing.T) netip.AddrPort {
+// fullListener returns where somebody listens, on every loopback address, but accepts nothing and has
+// no room in the queue.
+func fullListener(t testing.TB) netip.AddrPort {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Close(fd) })
-	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{}), unix.Listen(fd, 0)); err != nil {
 		t.Fatal(err)
 	}
 	name, err := unix.Getsockname(fd)
