@@ -271,6 +271,31 @@ func TestReloadKeepsTheStateOfWhoStays(t *testing.T) {
 	})
 }
 
+func TestProbeUnderWayOfARemovedBackendEndsUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		c := start(t, w, 0)
+		w.silence(backend(0))
+		atOnce := check
+		atOnce.Fall = 1
+		c.SetService("web", atOnce, nil)
+		c.SetService("web", atOnce, targets(0, 1))
+		time.Sleep(check.Timeout / 2)
+		if len(w.times(backend(0))) != 1 {
+			t.Fatal("no probe is under way")
+		}
+		c.SetService("web", atOnce, nil)
+		time.Sleep(5 * every)
+		wantUnhealthy(t, c)
+		if n := len(w.times(backend(0))); n != 1 {
+			t.Errorf("asked %d times, although it went during the first", n)
+		}
+		if n := c.Counts("web"); n != (Counts{}) {
+			t.Errorf("counts %+v", n)
+		}
+	})
+}
+
 func TestAnotherContainerAtTheAddressBeginsAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -322,6 +347,9 @@ func TestSilentBackendsDelayNobodyElse(t *testing.T) {
 		time.Sleep(20 * every) // the silent ones are known by now
 		for i := silent; i < silent+well; i++ {
 			times := w.times(backend(i))
+			if len(times) < 15 {
+				t.Fatalf("backend %d was asked %d times in 20 intervals", i, len(times))
+			}
 			recent := times[len(times)-4:]
 			for k := 1; k < len(recent); k++ {
 				if d := recent[k].Sub(recent[k-1]); d > latest(1) {
