@@ -22,6 +22,7 @@ PREFIX    ?= /usr/local
 CNI_BIN   ?= /opt/cni/bin
 UNIT_DIR  ?= /etc/systemd/system
 FUZZTIME  ?= 20s
+FUZZ      ?= .
 BENCH     ?= full
 # Of the mutants: how many at random and by which seed, or which by name or item.
 SAMPLE    ?= 0
@@ -99,9 +100,9 @@ mutants: ## breaks the code on purpose, as root: a test must notice each time; S
 	$(GO) run ./test/mutants -sample $(SAMPLE) -seed $(SEED) -only '$(ONLY)'
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME
+fuzz: ## every fuzz target, or those that match FUZZ, for FUZZTIME; packets as root
 	@$(GO) list ./... | while read -r pkg; do \
-		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' | grep '$(FUZZ)' || true); do \
 			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 200x "$$pkg"; \
 		done; \
 	done

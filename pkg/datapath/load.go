@@ -179,7 +179,7 @@ const (
 	pairSlack       = 256
 	affinityEntries = 65536
 	fragmentEntries = 16384
-	heldFragments   = 256 // HELD_FRAGMENTS of bpf/lib/types.h
+	heldFragments   = 256    // HELD_FRAGMENTS of bpf/lib/types.h
 	endpointEntries = 131072 // two for a container with one address
 )
 

@@ -2,6 +2,7 @@ package packet
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -124,7 +125,8 @@ func (m *ICMP) parseQuote() error {
 	if inner.Src.IsValid() {
 		m.Inner = &inner
 	}
-	if sum, ok := err.(ChecksumError); ok {
+	var sum ChecksumError
+	if errors.As(err, &sum) {
 		return ChecksumError{"quoted " + sum.Layer}
 	}
 	return nil

@@ -75,27 +75,39 @@ var lives = []struct {
 	}},
 	{"both close at once", open, []segment{{client, finAck, 1, 1, 0, established}, {backend, finAck, 1, 1, 0, closing}}},
 	{"half closed, the backend goes on", halfClosed, []segment{
-		{backend, ack, 1, 2, 1000, established}, {client, ack, 2, 1001, 0, established}, {backend, ack, 1001, 2, 1000, established},
-		{client, finAck, 1, 1, 0, established}, {backend, finAck, 2001, 2, 0, closing},
+		{backend, ack, 1, 2, 1000, established},
+		{client, ack, 2, 1001, 0, established},
+		{backend, ack, 1001, 2, 1000, established},
+		{client, finAck, 1, 1, 0, established},
+		{backend, finAck, 2001, 2, 0, closing},
 	}},
 	{"SYNs are repeated", asked, append([]segment{{client, syn, 0, 0, 0, opening}, {client, syn, 0, 0, 0, opening}}, open[1:]...)},
 	{"a new SYN before an answer", asked, []segment{
 		{client, syn, 70000, 0, 0, opening},
-		{backend, synAck, 0, 1, 0, opening}, {client, ack, 1, 1, 0, opening}, // for the SYN before
-		{backend, synAck, 0, 70001, 0, opening}, {client, ack, 70001, 1, 0, established},
+		{backend, synAck, 0, 1, 0, opening},
+		{client, ack, 1, 1, 0, opening}, // for the SYN before
+		{backend, synAck, 0, 70001, 0, opening},
+		{client, ack, 70001, 1, 0, established},
 	}},
 
 	// Only what answers the handshake ends it (field.md 4): nobody fills the main room blindly.
 	{"no SYN-ACK", asked, []segment{{client, ack, 1, 1, 0, opening}, {client, ack, 1, 1, 10, opening}, {client, finAck, 1, 1, 0, opening}}},
 	{"a SYN-ACK for another SYN", asked, []segment{
-		{backend, synAck, 0, 2000, 0, opening}, {client, ack, 1, 1, 0, opening},
-		{backend, synAck, 0, 0, 0, opening}, {client, ack, 1, 1, 0, opening},
-		{backend, synAck, 0, 1, 0, opening}, {client, ack, 1, 1, 0, established},
+		{backend, synAck, 0, 2000, 0, opening},
+		{client, ack, 1, 1, 0, opening},
+		{backend, synAck, 0, 0, 0, opening},
+		{client, ack, 1, 1, 0, opening},
+		{backend, synAck, 0, 1, 0, opening},
+		{client, ack, 1, 1, 0, established},
 	}},
 	{"a SYN-ACK of the client", asked, []segment{{client, synAck, 0, 1, 0, opening}, {client, ack, 1, 1, 0, opening}}},
 	{"the last ACK is for something else", agreed, []segment{
-		{client, ack, 1, 0, 0, opening}, {client, ack, 1, 2, 0, opening}, {client, ack, 1, window, 0, opening},
-		{client, ack, 1, 1 - 1, 0, opening}, {client, ack, 1, ^uint32(window) + 2, 0, opening}, {client, ack, 1, 1 << 31, 0, opening},
+		{client, ack, 1, 0, 0, opening},
+		{client, ack, 1, 2, 0, opening},
+		{client, ack, 1, window, 0, opening},
+		{client, ack, 1, 0, 0, opening},
+		{client, ack, 1, ^uint32(window) + 2, 0, opening},
+		{client, ack, 1, 1 << 31, 0, opening},
 		{client, ack, 1, 1, 0, established},
 	}},
 	{"the last ACK comes after the backend's first data", agreed, []segment{
@@ -112,8 +124,10 @@ var lives = []struct {
 		{client, syn, 5000, 0, 0, established}, {backend, ack, 1, 1, 0, established}, {client, ack, 1, 1, 10, established},
 	}},
 	{"a SYN in a flow that its backend forgot", open, []segment{
-		{client, syn, 5000, 0, 0, established}, {backend, synAck, 90000, 5001, 0, opening},
-		{client, ack, 5001, 1, 0, opening}, {client, ack, 5001, 90001, 0, established},
+		{client, syn, 5000, 0, 0, established},
+		{backend, synAck, 90000, 5001, 0, opening},
+		{client, ack, 5001, 1, 0, opening},
+		{client, ack, 5001, 90001, 0, established},
 	}},
 	{"a SYN-ACK that is repeated", open, []segment{{backend, synAck, 0, 1, 0, established}, {client, ack, 1, 1, 0, established}}},
 
@@ -130,8 +144,12 @@ var lives = []struct {
 	{"the backend resets at what was acknowledged", busy, []segment{{backend, rst, 100, 0, 0, established}, {backend, rst, 202, 0, 0, established}, {backend, rst, 101, 0, 0, closing}}},
 	{"the backend resets at its end", busy, []segment{{backend, rst, 201, 0, 0, closing}}},
 	{"resets far off", busy, []segment{
-		{client, rst, 1 << 31, 0, 0, established}, {backend, rst, 1 << 31, 0, 0, established}, {client, rstAck, window, 101, 0, established},
-		{backend, rstAck, ^uint32(window), 51, 0, established}, {client, ack, 101, 101, 10, established}, {backend, ack, 201, 111, 10, established},
+		{client, rst, 1 << 31, 0, 0, established},
+		{backend, rst, 1 << 31, 0, 0, established},
+		{client, rstAck, window, 101, 0, established},
+		{backend, rstAck, ^uint32(window), 51, 0, established},
+		{client, ack, 101, 101, 10, established},
+		{backend, ack, 201, 111, 10, established},
 	}},
 	{"a reset does not make the next one right", open, []segment{
 		{client, rstAck, 900, 1, 0, established}, {client, rstAck, 900, 900, 0, established}, {backend, rstAck, 900, 900, 0, established},
@@ -139,7 +157,9 @@ var lives = []struct {
 	{"the client resets, half closed", halfClosed, []segment{{client, rst, 1, 0, 0, established}, {client, rst, 2, 0, 0, closing}}},
 	{"the backend resets, half closed", halfClosed, []segment{{backend, rst, 2, 0, 0, established}, {backend, rst, 1, 0, 0, closing}}},
 	{"FINs far off", open, []segment{
-		{client, finAck, 5000, 1, 0, established}, {backend, finAck, 1, 1, 0, established}, {client, ack, 1, 2, 100, established},
+		{client, finAck, 5000, 1, 0, established},
+		{backend, finAck, 1, 1, 0, established},
+		{client, ack, 1, 2, 100, established},
 		{client, finAck, 101, 2, 0, closing},
 	}},
 	{"resets after both FINs", closed, []segment{{client, rst, 2, 0, 0, closing}, {backend, rst, 2, 0, 0, closing}, {client, ack, 2, 2, 0, closing}}},

@@ -14,7 +14,7 @@ func TestOneFlowOnTwoCPUsIsOnePair(t *testing.T) {
 	for family := range families {
 		w := newWorld(t, 3)
 		w.openPorts(family, lb.UDP)
-		flows := uint32(w.d.Sizes().MaxConntrack)
+		flows := w.d.Sizes().MaxConntrack
 		var at [2]atomic.Uint32
 		w.parallel(2, func(worker int) {
 			f := w.newFlood(w.client.addr[family], lb.UDP)
