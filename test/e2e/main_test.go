@@ -23,6 +23,9 @@ import (
 // prefix marks whatever a run makes outside of its own namespaces.
 const prefix = "tclbe-"
 
+// layout is the version of the map layout, where pins are below bpffs.
+const layout = "v2"
+
 // Where named network namespaces are.
 const netnsDir = "/run/netns"
 

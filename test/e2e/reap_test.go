@@ -48,7 +48,7 @@ func (n *node) expectEndpoints(t *testing.T, want ...*container) {
 		}
 		for _, c := range want {
 			id := registry.EndpointID(c.id, "eth0")
-			if _, err := os.Stat(filepath.Join(n.bpffs, "v1", "links", id+"-in")); err != nil {
+			if _, err := os.Stat(filepath.Join(n.bpffs, layout, "links", id+"-in")); err != nil {
 				return err
 			}
 		}

@@ -144,7 +144,7 @@ func TestAnotherLayoutIsRefused(t *testing.T) {
 	}
 
 	r := n.tclb("proxy", "--log-level", "error")
-	if last := lastLine(r.stderr); r.status != 1 || !oneLine(last) || !strings.Contains(last, "v999") || !strings.Contains(last, "v1") {
+	if last := lastLine(r.stderr); r.status != 1 || !oneLine(last) || !strings.Contains(last, "v999") || !strings.Contains(last, layout) {
 		t.Errorf("proxy: %+v, want one line that names v1 and v999", r)
 	}
 	c := n.newContainer(t, "client")
