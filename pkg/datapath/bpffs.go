@@ -27,6 +27,15 @@ func ensureBPFFS(dir string) error {
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return fmt.Errorf("make mount point for bpffs: %w", err)
 	}
+	// Of two that come first at once one mounts: a second mount would hide the first one's pins.
+	unlock, err := lockDir(filepath.Dir(at))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if on, err := onBPFFS(dir); err != nil || on {
+		return errors.Join(err, makeDir(dir, on))
+	}
 	if err := unix.Mount("bpf", at, "bpf", 0, "mode=0700"); err != nil {
 		return fmt.Errorf("mount bpffs at %s: %w", at, err)
 	}

@@ -2,6 +2,8 @@ package datapath
 
 import (
 	"os"
+	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -43,5 +45,31 @@ func TestLoadingTwiceOpensTheSamePins(t *testing.T) {
 	}
 	if changed, err := d.Upgrade(); err != nil || len(changed) > 0 {
 		t.Errorf("upgrade to the same programs: %v %v", changed, err)
+	}
+}
+
+// After a boot many containers may start at once, and each may find no bpffs.
+func TestOneOfManyMountsBPFFS(t *testing.T) {
+	needRoot(t)
+	for range 20 {
+		dir := t.TempDir() + "/bpf"
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				<-start
+				if err := ensureBPFFS(dir); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if n := strings.Count(string(mounts), " "+dir+" "); err != nil || n != 1 {
+			t.Errorf("%d mounts at %s, %v", n, dir, err)
+		}
+		for unix.Unmount(dir, unix.MNT_DETACH) == nil {
+		}
 	}
 }
