@@ -126,10 +126,7 @@ func TestSelectionIsTheTableOfGo(t *testing.T) {
 }
 
 func TestHandshakePromotesAndClosePutsAside(t *testing.T) {
-	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
-		if proto != lb.TCP {
-			t.Skip("a handshake is TCP's")
-		}
+	eachOf(t, []lb.Protocol{lb.TCP}, func(t *testing.T, w *world, family int, proto lb.Protocol) {
 		f := w.flow(vips[family], family, proto, 40000)
 		want := func(opening, established, closing, active uint64) {
 			t.Helper()
@@ -162,10 +159,7 @@ func TestHandshakePromotesAndClosePutsAside(t *testing.T) {
 }
 
 func TestResetCloses(t *testing.T) {
-	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
-		if proto != lb.TCP {
-			t.Skip("a reset is TCP's")
-		}
+	eachOf(t, []lb.Protocol{lb.TCP}, func(t *testing.T, w *world, family int, proto lb.Protocol) {
 		f := w.flow(vips[family], family, proto, 40000)
 		f.establish()
 		f.back(packet.RST|packet.ACK, backendISN+1, f.seq+1)

@@ -103,6 +103,16 @@ func (k *tap) wire(family int) (answer packet.Spec, send func(frame []byte)) {
 	}
 }
 
+// large returns an answer of 24,000 bytes, its frame, and what sends frames by the wire.
+func (k *tap) large(family int) (packet.Spec, []byte, func([]byte)) {
+	k.w.t.Helper()
+	s, send := k.wire(family)
+	s.Payload = bytes.Repeat([]byte("large..."), 3000)
+	frame, err := s.Build()
+	k.w.check(err)
+	return s, frame, send
+}
+
 // arrived takes what came to the client.
 func (k *tap) arrived(n int) [][]byte {
 	k.w.t.Helper()
@@ -132,10 +142,7 @@ func TestFragmentsThatAreTooLargeToWait(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 1)
 			k := w.tap()
-			s, send := k.wire(family)
-			s.Payload = bytes.Repeat([]byte("large..."), 3000)
-			frame, err := s.Build()
-			w.check(err)
+			s, frame, send := k.large(family)
 			for size, fits := range map[int]bool{9160: true, 12000: false} {
 				before := w.drops("fragment")
 				pieces := k.pieces(frame, size)
@@ -159,10 +166,7 @@ func TestLargeFirstFragmentsPassWhateverWaits(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 1)
 			k := w.tap()
-			s, send := k.wire(family)
-			s.Payload = bytes.Repeat([]byte("large..."), 3000)
-			frame, err := s.Build()
-			w.check(err)
+			s, frame, send := k.large(family)
 			k.holds(leg{datapath.ToContainer, w.client}, k.pieces(frame, 800)[1])
 			for _, piece := range k.pieces(frame, 12000) {
 				send(piece)

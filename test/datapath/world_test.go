@@ -61,8 +61,14 @@ const (
 // each runs a scenario for every family and protocol.
 func each(t *testing.T, f func(t *testing.T, w *world, family int, proto lb.Protocol)) {
 	t.Helper()
+	eachOf(t, []lb.Protocol{lb.TCP, lb.UDP}, f)
+}
+
+// eachOf is each for some protocols only.
+func eachOf(t *testing.T, protocols []lb.Protocol, f func(t *testing.T, w *world, family int, proto lb.Protocol)) {
+	t.Helper()
 	for family, name := range families {
-		for _, proto := range []lb.Protocol{lb.TCP, lb.UDP} {
+		for _, proto := range protocols {
 			t.Run(name+"/"+proto.String(), func(t *testing.T) { f(t, newWorld(t, 3), family, proto) })
 		}
 	}
