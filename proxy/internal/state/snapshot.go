@@ -72,6 +72,8 @@ type Backend struct {
 	// Failed says that it fails its health checks. State is Unhealthy then, unless it is Draining or
 	// in Maintenance, which somebody asked for.
 	Failed bool
+	// Trial says that it is back from ejection, for one flow at a time.
+	Trial bool
 }
 
 // Key names the backend in tables, the same on every node that sees it under this name.
