@@ -121,7 +121,8 @@ func (n *node) table(vip string) []string {
 	if f.Table.Len == 0 {
 		return nil
 	}
-	slots, err := n.maps.ReadRegion(f.Table)
+	positions, err := n.maps.ReadRegion(f.Table)
+	slots := f.Unpack(positions)
 	if err != nil {
 		n.t.Fatal(err)
 	}

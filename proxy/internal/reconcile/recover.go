@@ -218,7 +218,7 @@ func (r *Reconciler) claimTables(svc *service, want *state.Service, family int) 
 			if t.slots, err = r.hold(svc, f.Table); err != nil {
 				return err
 			}
-			t.shape = shape{listed: f.Listed, head: f.Head, weight: f.Weight}
+			t.shape = shapeOf(&f)
 		}
 		if t.members[i], err = r.hold(svc, f.Members); err != nil {
 			return err
