@@ -1,18 +1,15 @@
 package outlier
 
 import (
-	"fmt"
 	"slices"
 	"time"
-
-	"github.com/tc-loadbalancer/tclb/pkg/lb"
 )
 
 const (
 	firstEjection = 5 * time.Second
 	longest       = 5 * time.Minute
-	// quiet is how long a backend must have served, at least, for its ejections to be forgotten.
-	quiet = time.Minute
+	// calm is how long a backend must have served, at least, for its ejections to be forgotten.
+	calm = time.Minute
 )
 
 // phase is where a backend stands.
@@ -35,14 +32,7 @@ type backend struct {
 	back   time.Time     // when it last returned from a trial
 	lasts  time.Duration // of the last ejection
 	reason string        // of it
-	fails  uint64        // how often it failed in the window, while it is a candidate
-	found  verdict       // while it is a candidate
-}
-
-// verdict is why a backend is to be ejected.
-type verdict struct {
-	reason  string
-	refused bool // most failures were refusals
+	found  verdict       // while it is to be ejected
 }
 
 // setPorts gives the backend its ports. A port that had another id begins anew.
@@ -59,61 +49,34 @@ func (b *backend) setPorts(ports []Port, read func(uint32) Counts) {
 	}
 }
 
-// judge reads the counters and says whether the backend is to be ejected.
+// judge reads the counters and says whether the backend is to be ejected, for what was found.
 func (b *backend) judge(read func(uint32) Counts, now time.Duration) bool {
-	b.fails = 0
+	b.found = verdict{}
 	bad := false
 	for _, p := range b.ports {
 		o := p.take(read(p.ID), now)
+		v, fails := verdict{}, false
 		switch b.phase {
 		case serving:
-			if o, within, failing := p.failing(now); failing {
-				p.guilty = true
-				if o.failures() > b.fails {
-					b.fails, b.found = o.failures(), p.verdict(o, within)
-				}
-				bad = true
-			} else {
-				p.guilty = false
-			}
+			v, fails = p.failing(now)
+			p.guilty = fails
 		case onTrial:
-			if o.failures() > 0 {
+			if fails = o.failures() > 0; fails {
+				v = verdict{p.name() + ": " + o.how() + " on trial", o.failures(), o.refused >= o.silent}
 				p.guilty = true
-				b.fails, b.found = o.failures(), verdict{p.name() + ": " + how(o) + " on trial", o.refused >= o.silent}
-				bad = true
 			}
 		}
+		if fails && (!bad || v.failures > b.found.failures) {
+			b.found = v
+		}
+		bad = bad || fails
 	}
 	return bad
 }
 
-func (p *port) name() string { return fmt.Sprintf("port %d/%s", p.Port.Port, p.Protocol) }
-
-// verdict puts into words what speaks against the port.
-func (p *port) verdict(o outcomes, within time.Duration) verdict {
-	v := verdict{refused: o.refused >= o.silent}
-	if p.Protocol == lb.UDP {
-		v.reason = fmt.Sprintf("%s: %d datagrams refused in %v", p.name(), o.refused, within)
-	} else {
-		v.reason = fmt.Sprintf("%s: %d of %d connections %s in %v", p.name(), o.failures(), o.failures()+o.answered, how(o), within)
-	}
-	return v
-}
-
-// how says in which ways flows failed.
-func how(o outcomes) string {
-	switch {
-	case o.silent == 0:
-		return "refused"
-	case o.refused == 0:
-		return "unanswered"
-	}
-	return "unanswered or refused"
-}
-
 // eject begins an ejection.
 func (b *backend) eject(now time.Time) {
-	again := b.phase == onTrial || b.lasts > 0 && now.Sub(b.back) < max(b.lasts, quiet)
+	again := b.phase == onTrial || b.lasts > 0 && now.Sub(b.back) < max(b.lasts, calm)
 	if again {
 		b.lasts = min(2*b.lasts, longest)
 	} else {

@@ -14,12 +14,17 @@
 // A backend is ejected when one of its ports, seen alone,
 //
 //   - has failed 3 times or more, and in half of its outcomes or more, within a second; or
-//   - has failed 3 times or more within 400 ms, and not succeeded once.
+//   - has failed 3 times or more within 400 ms, and not succeeded once; or
+//   - has refused a TCP flow 300 ms ago or earlier, and answered none since.
 //
-// The first is fair to who fails now and then, the second is quick about who is gone. At most half of a
-// service's backends of a family, rounded down, are out at a time, so that the last one never
-// is: when everybody fails, the network or the clients are more likely to be the reason. Only
-// backends count that would serve otherwise; if those become fewer, who was ejected first returns first.
+// The first is fair to who fails now and then, the second is quick about who is gone. The third is for
+// the datapath's own caution: for a second it gives nothing to who refused a flow, so that more
+// refusals are not to be had. A RST says that nobody listens, and one of them says it well enough.
+//
+// At most half of a service's backends of a family, rounded down, are out at a time, so that the last
+// one never is: when everybody fails, the network or the clients are more likely to be the
+// reason. Only backends count that would serve otherwise; if those become fewer, who was ejected first
+// returns first.
 //
 // An ejection lasts 5 s, and twice as long each time it happens again, up to 5 min; that is forgotten
 // after the backend has served as long again as it was out last, and a minute at least. Then

@@ -111,7 +111,7 @@ func (j *Judge) release(svc *service, of int, f *family, now time.Time) {
 
 // ejectWorst ejects candidates, as many as may be, and says whether that was not all. j.mu is held.
 func (j *Judge) ejectWorst(svc *service, f *family, now time.Time) (full bool) {
-	slices.SortStableFunc(f.candidates, func(a, b *backend) int { return cmp.Compare(b.fails, a.fails) })
+	slices.SortStableFunc(f.candidates, func(a, b *backend) int { return cmp.Compare(b.found.failures, a.found.failures) })
 	for _, b := range f.candidates {
 		room := f.most() - f.out
 		if b.phase == onTrial {

@@ -1,6 +1,7 @@
 package outlier
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -28,6 +29,9 @@ type port struct {
 	past []outcomes // of the window, oldest first; none while nothing happens
 	// spare are answers at the last reading whose SYNs were not seen: counters are not read at one moment.
 	spare uint32
+	// refused are refusals since the last answer, for TCP, and refusedAt is when the first was seen.
+	refused   uint64
+	refusedAt time.Duration
 
 	guilty   bool // its backend was ejected for it
 	proofs   uint64
@@ -58,7 +62,7 @@ func (o *outcomes) add(p outcomes) {
 
 // restart forgets everything that was not counted yet, as if c was the first reading.
 func (p *port) restart(c Counts) {
-	p.last, p.spare, p.proofs = c, 0, 0
+	p.last, p.spare, p.refused, p.proofs = c, 0, 0, 0
 	p.open, p.past = nil, nil
 }
 
@@ -76,6 +80,7 @@ func (p *port) take(c Counts, now time.Duration) outcomes {
 	o := outcomes{at: now, answered: uint64(d.Answered), refused: uint64(d.Rejected)}
 	if p.Protocol == lb.TCP {
 		p.match(d.SYNs, d.Answered+d.Rejected, now)
+		p.noteRefusals(d, now)
 		o.silent = p.expire(now)
 	}
 	for len(p.past) > 0 && now-p.past[0].at >= window {
@@ -110,6 +115,18 @@ func (p *port) match(begun, ended uint32, now time.Duration) {
 	}
 }
 
+// noteRefusals counts refusals that no answer has followed. Of those of one reading nobody knows the
+// order, so refusals count as the later ones.
+func (p *port) noteRefusals(d Counts, now time.Duration) {
+	if d.Answered > 0 {
+		p.refused = 0
+	}
+	if p.refused == 0 {
+		p.refusedAt = now
+	}
+	p.refused += uint64(d.Rejected)
+}
+
 // expire takes out the SYNs that have waited too long, and returns how many.
 func (p *port) expire(now time.Duration) (silent uint64) {
 	for len(p.open) > 0 && now-p.open[0].seen >= patience {
@@ -140,11 +157,8 @@ func (p *port) proven(now time.Duration) bool {
 	return !p.guilty || p.proofs >= enough && (p.Protocol != lb.UDP || now-p.provenAt >= window)
 }
 
-// failing returns the outcomes that speak against the port, and within which time they were.
-func (p *port) failing(now time.Duration) (outcomes, time.Duration, bool) {
-	if len(p.past) == 0 {
-		return outcomes{}, 0, false
-	}
+// failing returns what speaks against the port, if that is enough.
+func (p *port) failing(now time.Duration) (verdict, bool) {
 	var long, short outcomes
 	for _, o := range p.past {
 		long.add(o)
@@ -154,9 +168,42 @@ func (p *port) failing(now time.Duration) (outcomes, time.Duration, bool) {
 	}
 	switch {
 	case long.failures() >= enough && long.failures() >= long.answered:
-		return long, window, true
+		return p.verdict(long, window), true
 	case short.failures() >= enough && short.answered == 0:
-		return short, brief, true
+		return p.verdict(short, brief), true
+	case p.refused > 0 && now-p.refusedAt >= patience:
+		return verdict{p.name() + ": refused, and answered nobody since", p.refused, true}, true
 	}
-	return outcomes{}, 0, false
+	return verdict{}, false
+}
+
+// verdict is why a backend is to be ejected.
+type verdict struct {
+	reason   string
+	failures uint64
+	refused  bool // most failures were refusals
+}
+
+func (p *port) name() string { return fmt.Sprintf("port %d/%s", p.Port.Port, p.Protocol) }
+
+// verdict puts into words what speaks against the port.
+func (p *port) verdict(o outcomes, within time.Duration) verdict {
+	v := verdict{failures: o.failures(), refused: o.refused >= o.silent}
+	if p.Protocol == lb.UDP {
+		v.reason = fmt.Sprintf("%s: %d datagrams refused in %v", p.name(), o.refused, within)
+	} else {
+		v.reason = fmt.Sprintf("%s: %d of %d connections %s in %v", p.name(), o.failures(), o.failures()+o.answered, o.how(), within)
+	}
+	return v
+}
+
+// how says in which ways flows failed.
+func (o outcomes) how() string {
+	switch {
+	case o.silent == 0:
+		return "refused"
+	case o.refused == 0:
+		return "unanswered"
+	}
+	return "unanswered or refused"
 }

@@ -42,9 +42,25 @@ func TestWhoFailsIsEjected(t *testing.T) {
 				w.ignored(1, 2)
 			}
 		}, 0, 0, ""},
-		{"refuses three, too slowly", func(w *world, tick int) {
-			if tick%5 == 0 {
+		{"refuses one, and is passed over", func(w *world, tick int) {
+			if tick <= 0 {
+				w.answered(1, 50)
+			}
+			if tick == 0 {
 				w.refused(1, 1)
+			}
+		}, 400 * time.Millisecond, 400 * time.Millisecond, "port 8080/tcp: refused, and answered nobody since"},
+		{"refuses one, and then answers", func(w *world, tick int) {
+			if tick == 0 {
+				w.refused(1, 1)
+			}
+			if tick == 2 {
+				w.answered(1, 1)
+			}
+		}, 0, 0, ""},
+		{"ignores three, too slowly", func(w *world, tick int) {
+			if tick%5 == 0 {
+				w.ignored(1, 1)
 			}
 		}, 0, 0, ""},
 		{"refuses half", func(w *world, tick int) {
@@ -167,6 +183,19 @@ func TestCountersThatBeginAnewBlameNobody(t *testing.T) {
 	w.refused(1, 1)
 	w.poll()
 	w.expect("1", "")
+}
+
+// Who failed while too many others were out goes when there is room, if it has not answered since.
+func TestRefusalWaitsForRoom(t *testing.T) {
+	w := newWorld(t)
+	w.judge.SetService("web", targets(2))
+	w.refuse(1)
+	w.refused(2, 1)
+	w.polls(5*time.Second, nil)
+	w.expect("", "1")
+	w.answered(1, 3)
+	w.poll()
+	w.expect("2", "")
 }
 
 // The counters of a new backend begin with what the id's owner before left.
