@@ -27,15 +27,16 @@ const (
 	CtSweepMapCtOpening     = "ct_opening"
 	CtSweepMapCtPairs       = "ct_pairs"
 	CtSweepMapCtShared      = "ct_shared"
+	CtSweepMapCtTimes       = "ct_times"
 	CtSweepMapDrops         = "drops"
 	CtSweepMapEndpoints     = "endpoints"
 	CtSweepMapFirstFragment = "first_fragment"
 	CtSweepMapFragments     = "fragments"
 	CtSweepMapFrontends     = "frontends"
+	CtSweepMapGroups        = "groups"
 	CtSweepMapHeldFragments = "held_fragments"
 	CtSweepMapHeldRing      = "held_ring"
 	CtSweepMapRejectBuckets = "reject_buckets"
-	CtSweepMapServiceStats  = "service_stats"
 	CtSweepMapServices      = "services"
 	CtSweepMapSettings      = "settings"
 	CtSweepProgCtSweep      = "ct_sweep"
@@ -102,15 +103,16 @@ type CtSweepMapSpecs struct {
 	CtOpening     *ebpf.MapSpec `ebpf:"ct_opening"`
 	CtPairs       *ebpf.MapSpec `ebpf:"ct_pairs"`
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
+	CtTimes       *ebpf.MapSpec `ebpf:"ct_times"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
-	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 }
@@ -153,15 +155,16 @@ type CtSweepMaps struct {
 	CtOpening     *ebpf.Map `ebpf:"ct_opening"`
 	CtPairs       *ebpf.Map `ebpf:"ct_pairs"`
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
+	CtTimes       *ebpf.Map `ebpf:"ct_times"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
-	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 }
@@ -179,15 +182,16 @@ func (m *CtSweepMaps) Close() error {
 		m.CtOpening,
 		m.CtPairs,
 		m.CtShared,
+		m.CtTimes,
 		m.Drops,
 		m.Endpoints,
 		m.FirstFragment,
 		m.Fragments,
 		m.Frontends,
+		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
 		m.RejectBuckets,
-		m.ServiceStats,
 		m.Services,
 		m.Settings,
 	)

@@ -27,15 +27,16 @@ const (
 	FromContainerMapCtOpening      = "ct_opening"
 	FromContainerMapCtPairs        = "ct_pairs"
 	FromContainerMapCtShared       = "ct_shared"
+	FromContainerMapCtTimes        = "ct_times"
 	FromContainerMapDrops          = "drops"
 	FromContainerMapEndpoints      = "endpoints"
 	FromContainerMapFirstFragment  = "first_fragment"
 	FromContainerMapFragments      = "fragments"
 	FromContainerMapFrontends      = "frontends"
+	FromContainerMapGroups         = "groups"
 	FromContainerMapHeldFragments  = "held_fragments"
 	FromContainerMapHeldRing       = "held_ring"
 	FromContainerMapRejectBuckets  = "reject_buckets"
-	FromContainerMapServiceStats   = "service_stats"
 	FromContainerMapServices       = "services"
 	FromContainerMapSettings       = "settings"
 	FromContainerProgFromContainer = "from_container"
@@ -102,15 +103,16 @@ type FromContainerMapSpecs struct {
 	CtOpening     *ebpf.MapSpec `ebpf:"ct_opening"`
 	CtPairs       *ebpf.MapSpec `ebpf:"ct_pairs"`
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
+	CtTimes       *ebpf.MapSpec `ebpf:"ct_times"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
-	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 }
@@ -153,15 +155,16 @@ type FromContainerMaps struct {
 	CtOpening     *ebpf.Map `ebpf:"ct_opening"`
 	CtPairs       *ebpf.Map `ebpf:"ct_pairs"`
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
+	CtTimes       *ebpf.Map `ebpf:"ct_times"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
-	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 }
@@ -179,15 +182,16 @@ func (m *FromContainerMaps) Close() error {
 		m.CtOpening,
 		m.CtPairs,
 		m.CtShared,
+		m.CtTimes,
 		m.Drops,
 		m.Endpoints,
 		m.FirstFragment,
 		m.Fragments,
 		m.Frontends,
+		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
 		m.RejectBuckets,
-		m.ServiceStats,
 		m.Services,
 		m.Settings,
 	)

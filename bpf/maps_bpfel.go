@@ -52,6 +52,8 @@ type MapsBackend struct {
 	Proto   uint8
 	Weight  uint32
 	Owner   uint32
+	Group   uint32
+	Pad     [3]uint32
 }
 
 type MapsBackendFlag uint32
@@ -61,18 +63,22 @@ const (
 	MapsBackendFlagBACKEND_NEW    MapsBackendFlag = 2
 	MapsBackendFlagBACKEND_SERVES MapsBackendFlag = 3
 	MapsBackendFlagBACKEND_LOCAL  MapsBackendFlag = 4
+	MapsBackendFlagBACKEND_TRIAL  MapsBackendFlag = 8
 )
 
 type MapsBackendStat struct {
-	_          structs.HostLayout
-	Active     uint64
-	Total      uint64
-	Packets    uint64
-	Bytes      uint64
-	SynRtt     uint32
-	FirstRtt   uint32
-	SynTimeout uint32
-	Refused    uint32
+	_        structs.HostLayout
+	Active   uint32
+	Load     uint32
+	Total    uint64
+	Packets  uint64
+	Bytes    uint64
+	Syn      MapsLatency
+	First    MapsLatency
+	Refused  uint32
+	Syns     uint32
+	Answered uint32
+	Rejected uint32
 }
 
 type MapsCtBucket struct {
@@ -125,10 +131,13 @@ type MapsCtPair struct {
 type MapsCtPairFlag uint32
 
 const (
-	MapsCtPairFlagPAIR_DIRECT   MapsCtPairFlag = 1
-	MapsCtPairFlagPAIR_HAIRPIN  MapsCtPairFlag = 2
-	MapsCtPairFlagPAIR_REFUSED  MapsCtPairFlag = 4
-	MapsCtPairFlagPAIR_REFUSALS MapsCtPairFlag = 65280
+	MapsCtPairFlagPAIR_DIRECT    MapsCtPairFlag = 1
+	MapsCtPairFlagPAIR_HAIRPIN   MapsCtPairFlag = 2
+	MapsCtPairFlagPAIR_REFUSED   MapsCtPairFlag = 4
+	MapsCtPairFlagPAIR_SYN_TIMED MapsCtPairFlag = 8
+	MapsCtPairFlagPAIR_ASKS      MapsCtPairFlag = 16
+	MapsCtPairFlagPAIR_ASKED     MapsCtPairFlag = 32
+	MapsCtPairFlagPAIR_REFUSALS  MapsCtPairFlag = 65280
 )
 
 type MapsCtRooms struct {
@@ -235,6 +244,9 @@ type MapsFrontend struct {
 	Members    uint32
 	MembersLen uint32
 	Epoch      uint32
+	Group      uint32
+	Weight     uint32
+	Head       uint32
 	Kind       uint8
 	Scheduler  uint8
 	Flags      uint8
@@ -246,6 +258,7 @@ type MapsFrontendFlag uint32
 const (
 	MapsFrontendFlagFRONTEND_ALLOW    MapsFrontendFlag = 1
 	MapsFrontendFlagFRONTEND_AFFINITY MapsFrontendFlag = 2
+	MapsFrontendFlagFRONTEND_LISTED   MapsFrontendFlag = 4
 )
 
 type MapsFrontendKey struct {
@@ -263,6 +276,12 @@ const (
 	MapsFrontendKindFRONTEND_VIP     MapsFrontendKind = 1
 	MapsFrontendKindFRONTEND_BACKEND MapsFrontendKind = 2
 )
+
+type MapsGroup struct {
+	_      structs.HostLayout
+	Cursor uint64
+	Load   int64
+}
 
 type MapsHeldCursor struct {
 	_        structs.HostLayout
@@ -289,6 +308,12 @@ const (
 	MapsHeldStateHELD_BUSY  MapsHeldState = 1
 	MapsHeldStateHELD_READY MapsHeldState = 2
 )
+
+type MapsLatency struct {
+	_    structs.HostLayout
+	Ns   uint32
+	Tick uint32
+}
 
 type MapsNodeSettings struct {
 	_           structs.HostLayout
@@ -328,12 +353,6 @@ type MapsService struct {
 	LoadFactor uint32
 	BaseGen    uint32
 	Pad        [3]uint32
-}
-
-type MapsServiceStat struct {
-	_       structs.HostLayout
-	Cursor  uint64
-	Refused uint64
 }
 
 type MapsSettingFlag uint32
@@ -390,15 +409,16 @@ const (
 	MapsMapCtOpening          = "ct_opening"
 	MapsMapCtPairs            = "ct_pairs"
 	MapsMapCtShared           = "ct_shared"
+	MapsMapCtTimes            = "ct_times"
 	MapsMapDrops              = "drops"
 	MapsMapEndpoints          = "endpoints"
 	MapsMapFirstFragment      = "first_fragment"
 	MapsMapFragments          = "fragments"
 	MapsMapFrontends          = "frontends"
+	MapsMapGroups             = "groups"
 	MapsMapHeldFragments      = "held_fragments"
 	MapsMapHeldRing           = "held_ring"
 	MapsMapRejectBuckets      = "reject_buckets"
-	MapsMapServiceStats       = "service_stats"
 	MapsMapServices           = "services"
 	MapsMapSettings           = "settings"
 	MapsVarExportBackendFlag  = "export_backend_flag"
@@ -477,15 +497,16 @@ type MapsMapSpecs struct {
 	CtOpening     *ebpf.MapSpec `ebpf:"ct_opening"`
 	CtPairs       *ebpf.MapSpec `ebpf:"ct_pairs"`
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
+	CtTimes       *ebpf.MapSpec `ebpf:"ct_times"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
+	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
-	ServiceStats  *ebpf.MapSpec `ebpf:"service_stats"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 }
@@ -542,15 +563,16 @@ type MapsMaps struct {
 	CtOpening     *ebpf.Map `ebpf:"ct_opening"`
 	CtPairs       *ebpf.Map `ebpf:"ct_pairs"`
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
+	CtTimes       *ebpf.Map `ebpf:"ct_times"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
+	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
-	ServiceStats  *ebpf.Map `ebpf:"service_stats"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 }
@@ -568,15 +590,16 @@ func (m *MapsMaps) Close() error {
 		m.CtOpening,
 		m.CtPairs,
 		m.CtShared,
+		m.CtTimes,
 		m.Drops,
 		m.Endpoints,
 		m.FirstFragment,
 		m.Fragments,
 		m.Frontends,
+		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
 		m.RejectBuckets,
-		m.ServiceStats,
 		m.Services,
 		m.Settings,
 	)

@@ -23,28 +23,6 @@ static __always_inline struct ct_rooms *ct_rooms_get(void)
 	return bpf_map_lookup_elem(&ct_shared, &zero);
 }
 
-/* ct_count moves a pair between the counts of rooms and of its backend's connections.
- * The caller has won the change from one state to the other.
- */
-static __always_inline void ct_count(struct ct_rooms *rooms, __u32 backend, __u32 from, __u32 to)
-{
-	struct backend_stat *stat;
-
-	from &= 3;
-	to &= 3;
-	if (from)
-		__sync_fetch_and_add(&rooms->live[from], -1);
-	if (to) {
-		__sync_fetch_and_add(&rooms->live[to], 1);
-		__sync_fetch_and_add(&rooms->created[to], 1);
-	}
-	if (!backend || (from == CT_ESTABLISHED) == (to == CT_ESTABLISHED))
-		return;
-	stat = bpf_map_lookup_elem(&backend_stats, &backend);
-	if (stat)
-		__sync_fetch_and_add(&stat->active, to == CT_ESTABLISHED ? 1 : -1);
-}
-
 /* ct_backend returns the id of the pair's backend, or 0 if the id was given to another one: what
  * is counted for an id is counted for its present generation.
  */
@@ -54,6 +32,50 @@ static __always_inline __u32 ct_backend(const struct ct_pair *pair)
 	struct backend *b = bpf_map_lookup_elem(&backends, &id);
 
 	return b && b->gen == pair->backend_gen ? id : 0;
+}
+
+/* Rooms whose pairs are a load for their backend. */
+static __always_inline bool ct_is_load(__u32 state)
+{
+	return state == CT_OPENING || state == CT_ESTABLISHED;
+}
+
+/* ct_count_backend moves a pair between the counts of its backend and of that one's group. */
+static __noinline void ct_count_backend(__u32 id, __u32 from, __u32 to)
+{
+	struct backend_stat *stat = bpf_map_lookup_elem(&backend_stats, &id);
+	struct backend *b = bpf_map_lookup_elem(&backends, &id);
+	struct group *group;
+	__u32 group_id;
+
+	if (!stat || !b)
+		return;
+	if ((from == CT_ESTABLISHED) != (to == CT_ESTABLISHED))
+		__sync_fetch_and_add(&stat->active, to == CT_ESTABLISHED ? 1 : -1);
+	if (ct_is_load(from) == ct_is_load(to))
+		return;
+	__sync_fetch_and_add(&stat->load, ct_is_load(to) ? 1 : -1);
+	group_id = b->group;
+	group = bpf_map_lookup_elem(&groups, &group_id);
+	if (group)
+		__sync_fetch_and_add(&group->load, ct_is_load(to) ? 1 : -1);
+}
+
+/* ct_count moves a pair between the counts of rooms and of its backend, 0 if it has none. The caller
+ * has won the change from one state to the other.
+ */
+static __always_inline void ct_count(struct ct_rooms *rooms, __u32 backend, __u32 from, __u32 to)
+{
+	from &= 3;
+	to &= 3;
+	if (from)
+		__sync_fetch_and_add(&rooms->live[from], -1);
+	if (to) {
+		__sync_fetch_and_add(&rooms->live[to], 1);
+		__sync_fetch_and_add(&rooms->created[to], 1);
+	}
+	if (backend)
+		ct_count_backend(backend, from, to);
 }
 
 /* ct_remove ends a pair, if it still lives that life. Returns its last state, or 0 if somebody

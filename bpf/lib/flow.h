@@ -22,7 +22,8 @@ static __always_inline bool flow_hot(const struct ct_hit *hit, const struct pack
 	__u32 id = hit->pair->backend;
 	struct backend *b;
 
-	if (hit->pair->state != CT_ESTABLISHED || p->tcp_flags & TCP_CONTROL)
+	if (hit->pair->state != CT_ESTABLISHED || p->tcp_flags & TCP_CONTROL ||
+	    hit->pair->flags & (PAIR_ASKS | PAIR_ASKED))
 		return false;
 	b = bpf_map_lookup_elem(&backends, &id);
 	return b && b->gen == hit->pair->backend_gen && b->flags & BACKEND_LIVE;
@@ -86,7 +87,8 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 		if (control != TCP_SYN &&
 		    (control & (TCP_SYN | TCP_RST) || !(p->tcp_flags & TCP_ACK)))
 			return -DROP_NO_PAIR;
-		if (control != TCP_SYN && f->scheduler != SCHED_MAGLEV)
+		if (control != TCP_SYN && f->scheduler != SCHED_MAGLEV &&
+		    f->scheduler != SCHED_BOUNDED_LOAD)
 			return -DROP_NO_PAIR;
 	}
 	return flow_balance(skb, p, f, s, side, owner, retry);
@@ -115,7 +117,7 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 			ct_move(hit.index, hit.pair->state, CT_CLOSING, p->now);
 		return -DROP_BACKEND_GONE;
 	}
-	if (!b || (hit.dir == DIR_ORIGINAL && syn && !tcp_syn(hit.pair, p, b))) {
+	if (!b || (hit.dir == DIR_ORIGINAL && syn && !tcp_syn(&hit, p, b))) {
 		__u32 retry = tcp_retry(hit.pair);
 
 		ct_remove(hit.index, life);
@@ -126,6 +128,8 @@ __noinline int flow_packet(const struct packet *p, __u32 place, __u32 life)
 			return -DROP_SECOND_CHANCE;
 		tcp_control(&hit, p);
 	}
+	if (hit.pair->flags & (PAIR_ASKS | PAIR_ASKED) && hit.pair->state != CT_OPENING)
+		latency_data(hit.pair, hit.index, hit.dir, p);
 	return FLOW_PAIR(hit.index);
 }
 

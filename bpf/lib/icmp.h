@@ -32,8 +32,9 @@ struct quote {
 	__u32 limit;	    /* where the message ends */
 	__u16 l3_off;
 	__u16 l4_off;
-	__u8 illegal; /* the MTU */
-	__u8 pad[7];
+	__u8 illegal;	  /* the MTU */
+	__u8 unreachable; /* it says that the packet could not be delivered, whatever its size */
+	__u8 pad[6];
 };
 
 struct icmp_header {
@@ -124,6 +125,8 @@ __noinline int icmp_quote(struct __sk_buff *skb, const struct packet *p, struct 
 		return 0;
 	__builtin_memset(q, 0, sizeof(*q));
 	q->illegal = icmp_mtu_illegal(&h, v4);
+	q->unreachable = v4 ? h.type == ICMP_UNREACHABLE && h.code != ICMP_FRAG_NEEDED
+			    : h.type == ICMPV6_UNREACHABLE;
 	q->limit = p->limit;
 	q->l3_off = p->l4_off + ICMP_HEADER;
 	off = v4 ? icmp_quoted_v4(skb, &q->tuple, q->l3_off)
@@ -156,6 +159,20 @@ static __always_inline bool icmp_credible(const struct packet *p, const struct c
 	return flow_owner(p, ifindex) >= 0;
 }
 
+/* icmp_rejected counts an error that says that a flow's backend was not reached. */
+static __always_inline void icmp_rejected(const struct ct_hit *hit, const struct quote *q)
+{
+	__u32 id = hit->pair->backend;
+	struct backend_stat *stat;
+
+	if (!q->unreachable || !id || hit->dir != DIR_REPLY ||
+	    (q->tuple.proto == PROTO_TCP && hit->pair->state != CT_OPENING))
+		return;
+	stat = bpf_map_lookup_elem(&backend_stats, &id);
+	if (stat)
+		__sync_fetch_and_add(&stat->rejected, 1);
+}
+
 /* icmp_find finds the half that an ICMP error belongs to. Returns 0 and fills q and hit, 1 for what is
  * not ours, or -DROP_...
  */
@@ -175,6 +192,7 @@ static __always_inline int icmp_find(struct __sk_buff *skb, const struct packet 
 		return -DROP_BACKEND_GONE;
 	if (side == SIDE_CONTAINER && !icmp_credible(p, hit, skb->ifindex))
 		return -DROP_SPOOFED;
+	icmp_rejected(hit, q);
 	return 0;
 }
 

@@ -29,13 +29,16 @@ struct {
 	__uint(max_entries, 1);
 } services SEC(".maps");
 
-/* service_stats: service id -> what BPF keeps for it. */
+/* groups: group id -> cursor and load of the backends that one table spreads over.
+ * Written by:  every program; the proxy, when the id is given anew
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct service_stat);
+	__type(value, struct group);
 	__uint(max_entries, 1);
-} service_stats SEC(".maps");
+} groups SEC(".maps");
 
 /* backends: backend id -> where it is. Read on every packet for its generation.
  * Written by:  the proxy; the plugin's DEL clears the flags of its container's records
@@ -127,6 +130,14 @@ struct {
 	__type(value, struct ct_rooms);
 	__uint(max_entries, 1);
 } ct_shared SEC(".maps");
+
+/* ct_times: pair -> when what is being measured of it began, in ns. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+} ct_times SEC(".maps");
 
 /* fragments: datagram -> what its first fragment said. Written by every program.
  * When full:   the least recently used goes; its later fragments are held, and lost

@@ -4,7 +4,7 @@
 #define TCLB_PAIR_H
 
 #include "access.h"
-#include "select.h"
+#include "schedule.h"
 #include "tcp.h"
 
 #define FLOW_PORT_TRIES 10
@@ -211,7 +211,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	struct backend *b;
 	int chosen, taken;
 
-	chosen = select_backend(f, &p->tuple, RETRY_BACKEND(retry), p->now, s->second);
+	chosen = schedule_backend(f, p, RETRY_BACKEND(retry));
 	if (chosen < 0)
 		return chosen;
 	id = chosen;
@@ -226,7 +226,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	pair->service = f->service;
 	pair->backend = id;
 	pair->backend_gen = b->gen;
-	pair->flags = RETRY_COUNT(retry) << 8 & PAIR_REFUSALS;
+	pair->flags = (RETRY_COUNT(retry) << 8 & PAIR_REFUSALS) | latency_begin(f, p, index);
 	flow_reply_tuple(pair, p, b, s, side, owner);
 	if (side == SIDE_CONTAINER)
 		flow_leave_container(skb, pair, b, s->flags);
@@ -235,6 +235,8 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	taken = flow_publish(index, pair, state, p->now);
 	if (taken == FLOW_PAIR(index))
 		__sync_fetch_and_add(&stat->total, 1);
+	if (taken == FLOW_PAIR(index) && state == CT_OPENING)
+		__sync_fetch_and_add(&stat->syns, 1);
 	return taken;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Which backend takes a new flow: an index into a table that Go built (pkg/sched).
+/* Tables that Go built (pkg/sched): how they are indexed and walked, and who in them may take a flow.
  *
  * The hashes and the walk are the same in Go, bit for bit; parity tests hold them together.
  */
@@ -50,17 +50,30 @@ static __always_inline __u32 select_client_hash(const struct tuple *t)
 	return select_finish(select_mix(select_mix(h, tuple_word(t, 1)), 0));
 }
 
-/* select_probe is sched.Probe: where the walk from slot goes at step i; len is a power of two. */
+#define SELECT_COARSE 256 /* the least size of a table of slots */
+
+/* select_probe is sched.Probe: where the walk from slot goes at step i. It is made from the slot's
+ * place in a table of the least size, so that it stays what it is when the table doubles.
+ */
 static __always_inline __u32 select_probe(__u32 slot, __u32 i, __u32 len)
 {
-	__u32 x = (slot + 1) * 0x9e3779b1 + i * 0x85ebca77;
+	__u32 unit = len / SELECT_COARSE;
+	__u32 x = (slot / unit + 1) * 0x9e3779b1 + i * 0x85ebca77;
 
 	x ^= x >> 16;
 	x *= 0x7feb352d;
 	x ^= x >> 15;
 	x *= 0x846ca68b;
 	x ^= x >> 16;
-	return x & (len - 1);
+	return (x & (SELECT_COARSE - 1)) * unit + slot % unit;
+}
+
+/* select_next is where the walk from slot goes at step i, 0 being the slot itself. */
+static __always_inline __u32 select_next(const struct frontend *f, __u32 slot, __u32 i)
+{
+	if (f->flags & FRONTEND_LISTED)
+		return (slot + i) % f->table_len;
+	return i ? select_probe(slot, i, f->table_len) : slot;
 }
 
 static __always_inline __u32 select_arena(__u32 at)
@@ -71,75 +84,81 @@ static __always_inline __u32 select_arena(__u32 at)
 	return l ? l->at[at & (ARENA_LINE - 1)] : 0;
 }
 
-/* select_seat returns the id of the backend in a seat if it may take new flows, is not the one
- * to avoid and has refused nobody after `since`; else 0.
- */
-static __always_inline __u32 select_seat(const struct frontend *f, __u32 seat, __u32 avoid,
-					 __u32 since)
+/* Whom a new flow asks for. */
+struct wish {
+	__u32 now;   /* tick */
+	__u32 since; /* not who refused any flow after this tick */
+	__u32 avoid; /* not this backend, which refused this flow; 0: none */
+	__u16 any;   /* those are better than nobody */
+	__u16 home;  /* only where the flow was before, if that is a function of its tuple */
+};
+
+/* A backend and what it carries for its weight. */
+struct share {
+	__u32 seat;
+	__u32 id;
+	__u32 load;
+	__u32 weight;
+};
+
+/* select_willing says whether a backend may take the flow. */
+static __always_inline bool select_willing(const struct backend *b, const struct backend_stat *stat,
+					   __u32 id, const struct wish *w)
+{
+	if ((b->flags & BACKEND_SERVES) != BACKEND_SERVES)
+		return false;
+	if (w->any)
+		return true;
+	if (id == w->avoid || (stat->refused && (__s32)(stat->refused - w->since) > 0))
+		return false;
+	return !(b->flags & BACKEND_TRIAL) || stat->load <= stat->active;
+}
+
+/* select_seat fills share with who sits in a seat. Returns 1 if that backend may take the flow, or 0. */
+__noinline int select_seat(const struct frontend *f, __u32 seat, const struct wish *w,
+			   struct share *share)
 {
 	struct backend_stat *stat;
 	struct backend *b;
 	__u32 id;
 
+	if (!f || !w || !share)
+		return 0;
 	if (seat >= f->members_len)
 		return 0;
 	id = select_arena(f->members + seat);
-	b = id && id != avoid ? bpf_map_lookup_elem(&backends, &id) : NULL;
-	if (!b || (b->flags & BACKEND_SERVES) != BACKEND_SERVES)
-		return 0;
+	b = id ? bpf_map_lookup_elem(&backends, &id) : NULL;
 	stat = bpf_map_lookup_elem(&backend_stats, &id);
-	return stat && (!stat->refused || (__s32)(stat->refused - since) <= 0) ? id : 0;
-}
-
-/* The scheduler's index rule: the slot where a new flow begins. */
-static __always_inline __u32 select_slot(const struct frontend *f, const struct tuple *t)
-{
-	__u32 h;
-
-	if (f->scheduler == SCHED_RANDOM)
-		h = bpf_get_prandom_u32();
-	else if (f->flags & FRONTEND_AFFINITY)
-		h = select_client_hash(t);
-	else
-		h = select_tuple_hash(t);
-	return (__u64)h * f->table_len >> 32;
-}
-
-/* select_walk looks for a backend from a slot on: its owner, then the walk that the next table is
- * built with, then everybody. Returns an id, or 0.
- */
-__noinline int select_walk(const struct frontend *f, __u32 slot, __u32 avoid, __u32 since)
-{
-	__u32 id;
-
-	if (!f)
+	if (!b || !stat || !select_willing(b, stat, id, w))
 		return 0;
-	id = select_seat(f, select_arena(f->table + slot), avoid, since);
-	for (int i = 1; !id && i <= SELECT_WALK; i++)
-		id = select_seat(f, select_arena(f->table + select_probe(slot, i, f->table_len)),
-				 avoid, since);
-	for (int i = 0; !id && i < SELECT_SEATS; i++)
-		id = select_seat(f, i, avoid, since);
-	return id;
+	share->seat = seat;
+	share->id = id;
+	share->load = stat->load;
+	share->weight = b->weight ? b->weight : 1;
+	return 1;
 }
 
-/* select_backend picks the backend of a new flow. Passed over are one that went since the table was
- * built, `avoid`, which refused this flow (0: none), and, while there are others, whoever
- * refused any flow within the last second. Returns the backend's id, or -DROP_NO_BACKEND.
- */
-static __always_inline int select_backend(const struct frontend *f, const struct tuple *t,
-					  __u32 avoid, __u32 now, __u32 second)
+static __always_inline int select_slot(const struct frontend *f, __u32 slot, const struct wish *w,
+				       struct share *share)
 {
-	__u32 slot;
-	int id;
+	return select_seat(f, select_arena(f->table + slot), w, share);
+}
 
-	if (!f->table_len)
-		return -DROP_NO_BACKEND;
-	slot = select_slot(f, t);
-	id = select_walk(f, slot, avoid, now - second);
-	if (!id)
-		id = select_walk(f, slot, 0, now + second);
-	return id ? id : -DROP_NO_BACKEND;
+/* select_walk fills share with the first that may take the flow: a slot's owner, then along the walk
+ * that the next table is built with, then everybody. Returns 1, or 0 if it found nobody.
+ */
+__noinline int select_walk(const struct frontend *f, __u32 slot, const struct wish *w,
+			   struct share *share)
+{
+	if (!f || !w || !share)
+		return 0;
+	for (__u32 i = 0; i <= SELECT_WALK; i++)
+		if (select_slot(f, select_next(f, slot, i), w, share))
+			return 1;
+	for (__u32 i = 0; i < SELECT_SEATS; i++)
+		if (select_seat(f, i, w, share))
+			return 1;
+	return 0;
 }
 
 #endif

@@ -6,7 +6,7 @@
 #define TCLB_TCP_H
 
 #include "conntrack.h"
-#include "select.h"
+#include "latency.h"
 
 #define TCP_SYN_DATA \
 	1460 /* what a SYN carries at most (fast open) and its answer may acknowledge */
@@ -42,9 +42,11 @@ static __always_inline bool tcp_answers_syn(const struct packet *p, __u32 syn_en
 }
 
 /* tcp_syn handles a client's SYN on a pair that exists. Returns whether the pair goes on. */
-static __always_inline bool tcp_syn(struct ct_pair *pair, const struct packet *p,
+static __always_inline bool tcp_syn(const struct ct_hit *hit, const struct packet *p,
 				    const struct backend *b)
 {
+	struct ct_pair *pair = hit->pair;
+
 	if (pair->state == CT_CLOSING || pair->flags & PAIR_REFUSED)
 		return false;
 	/* Half-open: a retransmission, or a new attempt from the same port; either way the backend
@@ -53,6 +55,9 @@ static __always_inline bool tcp_syn(struct ct_pair *pair, const struct packet *p
 	if (pair->state == CT_OPENING) {
 		if (pair->backend && !(b->flags & BACKEND_NEW))
 			return false;
+		/* It took so long at least. What is answered from now on says nothing (Karn). */
+		if (pair->flags & PAIR_SYN_TIMED)
+			latency_end(pair, hit->index, PAIR_SYN_TIMED, 0, p->now);
 		if (p->seq + 1 != pair->half[DIR_ORIGINAL].end) {
 			tcp_first(pair, p);
 			pair->half[DIR_REPLY].flags = 0;
@@ -62,6 +67,18 @@ static __always_inline bool tcp_syn(struct ct_pair *pair, const struct packet *p
 	if (pair->state != CT_OPENING || !(pair->half[DIR_REPLY].flags & HALF_SYN))
 		pair->handshake = p->seq + 1;
 	return true;
+}
+
+/* tcp_answered counts the first answer to a flow's SYN. */
+static __always_inline void tcp_answered(const struct ct_hit *hit, __u32 now)
+{
+	__u32 id = hit->pair->backend;
+	struct backend_stat *stat = bpf_map_lookup_elem(&backend_stats, &id);
+
+	if (stat && id)
+		__sync_fetch_and_add(&stat->answered, 1);
+	if (hit->pair->flags & PAIR_SYN_TIMED)
+		latency_end(hit->pair, hit->index, PAIR_SYN_TIMED, PAIR_ASKS, now);
 }
 
 /* tcp_syn_ack handles a backend's answer to a SYN: it opens the pair, or begins it anew if the
@@ -75,6 +92,8 @@ static __always_inline void tcp_syn_ack(struct ct_hit *hit, const struct packet 
 
 	if (hit->dir != DIR_REPLY || state == CT_CLOSING || !tcp_answers_syn(p, pair->handshake))
 		return;
+	if (state == CT_OPENING && !(mine->flags & HALF_SYN))
+		tcp_answered(hit, p->now);
 	mine->flags |= HALF_SYN;
 	mine->end = p->seq + 1;
 	mine->ack = p->ack;
@@ -115,18 +134,17 @@ static __always_inline bool tcp_fin_counts(const struct ct_half *mine, const str
 }
 
 /* tcp_another says whether a flow that its backend refuses can go to one that has refused nobody. */
-static __always_inline bool tcp_another(const struct ct_pair *pair, __u32 now)
+static __noinline bool tcp_another(const struct ct_pair *pair, __u32 now)
 {
 	const struct tuple *t = &pair->half[DIR_ORIGINAL].tuple;
 	struct frontend_key key ALIGNED = {.port = t->dport, .proto = t->proto};
-	struct node_settings *s;
+	struct wish w = {.now = now, .since = now - latency_second(), .avoid = pair->backend};
+	struct share share = {};
 	struct frontend *f;
-	__u32 zero = 0;
 
 	addr_copy(key.vip, t->daddr);
 	f = bpf_map_lookup_elem(&frontends, &key);
-	s = bpf_map_lookup_elem(&settings, &zero);
-	return f && s && f->table_len && select_walk(f, 0, pair->backend, now - s->second);
+	return f && f->table_len && select_walk(f, 0, &w, &share);
 }
 
 /* tcp_refused gives a flow that its backend refuses another chance: the refusal is not passed on,
@@ -144,8 +162,10 @@ static __always_inline bool tcp_refused(struct ct_hit *hit, const struct packet 
 	    pair->half[DIR_REPLY].flags & HALF_SYN || !id || !tcp_reset_counts(pair, DIR_REPLY, p))
 		return false;
 	stat = bpf_map_lookup_elem(&backend_stats, &id);
-	if (stat)
+	if (stat) {
 		stat->refused = p->now ? p->now : 1;
+		__sync_fetch_and_add(&stat->rejected, 1);
+	}
 	if ((pair->flags & PAIR_REFUSALS) >> 8 >= RETRY_MAX || !tcp_another(pair, p->now))
 		return false;
 	pair->flags |= PAIR_REFUSED;

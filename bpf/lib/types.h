@@ -84,6 +84,9 @@ enum ct_pair_flag {
 	PAIR_DIRECT = 1,	/* a flow to a backend's own address: tracked, not balanced */
 	PAIR_HAIRPIN = 2,	/* the client is the backend */
 	PAIR_REFUSED = 4,	/* its backend refused: the next SYN goes to another one */
+	PAIR_SYN_TIMED = 8,	/* the answer to its SYN is waited for, with a watch (latency.h) */
+	PAIR_ASKS = 16,		/* measured too: its first request comes next */
+	PAIR_ASKED = 32,	/* and then the first response */
 	PAIR_REFUSALS = 0xff00, /* how many backends refused the flow before this one */
 };
 
@@ -208,16 +211,20 @@ enum frontend_kind {
 enum frontend_flag {
 	FRONTEND_ALLOW = 1,    /* only sources in `allow` */
 	FRONTEND_AFFINITY = 2, /* client address binds */
+	FRONTEND_LISTED = 4,   /* the table is a list, walked in order; else one of 2^n slots */
 };
 
 /* Swapped whole: a packet sees the old tables or the new ones, never a mix. */
 struct frontend {
 	__u32 service;	   /* service id */
 	__u32 table;	   /* arena position of slot 0 */
-	__u32 table_len;   /* slots, a power of two; 0: no backends */
+	__u32 table_len;   /* slots; 0: no backends */
 	__u32 members;	   /* arena position of: seat -> backend id */
 	__u32 members_len; /* seats */
 	__u32 epoch;	   /* rises with each build */
+	__u32 group;	   /* group id; 0: none, flows are not counted together */
+	__u32 weight;	   /* sum over the backends in the table */
+	__u32 head;	   /* least-conn: slots in front that list who serves; then a sequence */
 	__u8 kind;	   /* enum frontend_kind */
 	__u8 scheduler;	   /* lb.Scheduler */
 	__u8 flags;	   /* enum frontend_flag */
@@ -242,20 +249,22 @@ enum timeout {
 	TIMEOUTS = 5,
 };
 
+#define LOAD_FACTOR_SHIFT 10
+
 /* By service id; id 0 holds the node-wide timeouts, for flows without a service. */
 struct service {
 	__u32 gen;
 	__u32 timeouts[TIMEOUTS]; /* ticks */
 	__u32 affinity;		  /* ticks since the client's last new flow */
-	__u32 load_factor;	  /* bounded-load, in 1/1024 */
+	__u32 load_factor;	  /* bounded-load, in 1 / (1 << LOAD_FACTOR_SHIFT) */
 	__u32 base_gen;		  /* rises when seats change meaning: affinity entries die */
 	__u32 pad[3];
 };
 
-/* Written by BPF, by service id. */
-struct service_stat {
-	__u64 cursor;  /* round-robin */
-	__u64 refused; /* flows that found no backend */
+/* What the backends that one table spreads over have in common. By group id; changed atomically. */
+struct group {
+	__u64 cursor; /* turns taken: round-robin, and who is first among equals */
+	__s64 load;   /* pairs that are opening or established */
 };
 
 enum backend_flag {
@@ -263,6 +272,7 @@ enum backend_flag {
 	BACKEND_NEW = 2,  /* may take new flows */
 	BACKEND_SERVES = BACKEND_LIVE | BACKEND_NEW,
 	BACKEND_LOCAL = 4, /* a container attached on this node: deliver by ifindex and mac */
+	BACKEND_TRIAL = 8, /* back from ejection: a new flow only while no other one is opening */
 };
 
 struct backend {
@@ -277,18 +287,29 @@ struct backend {
 	__u8 proto;
 	__u32 weight;
 	__u32 owner; /* with BACKEND_LOCAL: the container, as in struct endpoint */
+	__u32 group; /* group id */
+	__u32 pad[3];
+};
+
+/* A time that is measured again and again: it rises at once and falls slowly. */
+struct latency {
+	__u32 ns;   /* 0: never measured */
+	__u32 tick; /* of the measurement */
 };
 
 /* Written by BPF, by backend id; reset when the id is given anew. */
 struct backend_stat {
-	__u64 active;  /* pairs in CT_ESTABLISHED */
+	__u32 active;  /* pairs in CT_ESTABLISHED */
+	__u32 load;    /* pairs in CT_OPENING or CT_ESTABLISHED */
 	__u64 total;   /* flows begun */
 	__u64 packets; /* of flows that ended; live ones are in their pairs */
 	__u64 bytes;
-	__u32 syn_rtt;	   /* ticks of the handshake, moving average, in 1/16 */
-	__u32 first_rtt;   /* request to first response */
-	__u32 syn_timeout; /* handshakes without an answer */
-	__u32 refused;	   /* tick of the last RST in answer to a SYN; 0: never */
+	struct latency syn;   /* SYN to SYN-ACK */
+	struct latency first; /* first request to first response */
+	__u32 refused;	      /* tick of the last RST in answer to a SYN; 0: never */
+	__u32 syns;	      /* TCP flows begun by a SYN */
+	__u32 answered;	      /* of these: by a SYN-ACK */
+	__u32 rejected;	      /* by a RST, or for any flow an ICMP unreachable */
 };
 
 /* A client's choice, kept for all ports and VIPs of a service. */
@@ -380,10 +401,10 @@ _Static_assert(sizeof(struct ct_bucket) == 64, "ct_bucket is one cache line");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 16, "fragment");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
-_Static_assert(sizeof(struct frontend) == 28, "frontend");
+_Static_assert(sizeof(struct frontend) == 40, "frontend");
 _Static_assert(sizeof(struct service) == 48, "service");
-_Static_assert(sizeof(struct backend) == 48, "backend");
-_Static_assert(sizeof(struct backend_stat) == 48, "backend_stat");
+_Static_assert(sizeof(struct backend) == 64, "backend is one cache line");
+_Static_assert(sizeof(struct backend_stat) == 64, "backend_stat is one cache line");
 _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
 _Static_assert(sizeof(struct node_settings) == 96, "node_settings");
 

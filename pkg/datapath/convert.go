@@ -65,13 +65,16 @@ func frontendTo(f Frontend) bpf.MapsFrontend {
 	v := bpf.MapsFrontend{
 		Service: f.Service, Epoch: f.Epoch, Kind: uint8(f.Kind), Scheduler: uint8(f.Scheduler),
 		Table: f.Table.Offset, TableLen: f.Table.Len, Members: f.Members.Offset, MembersLen: f.Members.Len,
+		Group: f.Group, Weight: f.Weight, Head: f.Head,
 	}
-	if f.Allow {
-		v.Flags |= uint8(bpf.MapsFrontendFlagFRONTEND_ALLOW)
+	set := func(on bool, flag bpf.MapsFrontendFlag) {
+		if on {
+			v.Flags |= uint8(flag)
+		}
 	}
-	if f.Affinity {
-		v.Flags |= uint8(bpf.MapsFrontendFlagFRONTEND_AFFINITY)
-	}
+	set(f.Allow, bpf.MapsFrontendFlagFRONTEND_ALLOW)
+	set(f.Affinity, bpf.MapsFrontendFlagFRONTEND_AFFINITY)
+	set(f.Listed, bpf.MapsFrontendFlagFRONTEND_LISTED)
 	return v
 }
 
@@ -80,8 +83,10 @@ func frontendFrom(v bpf.MapsFrontend) Frontend {
 		Kind: FrontendKind(v.Kind), Service: v.Service, Scheduler: lb.Scheduler(v.Scheduler), Epoch: v.Epoch,
 		Allow:    v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_ALLOW) != 0,
 		Affinity: v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_AFFINITY) != 0,
-		Table:    Region{v.Table, v.TableLen},
-		Members:  Region{v.Members, v.MembersLen},
+		Listed:   v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_LISTED) != 0,
+		Group:    v.Group, Weight: v.Weight, Head: v.Head,
+		Table:   Region{v.Table, v.TableLen},
+		Members: Region{v.Members, v.MembersLen},
 	}
 }
 
@@ -122,7 +127,7 @@ func backendTo(b Backend) bpf.MapsBackend {
 	v := bpf.MapsBackend{
 		Addr: addr16(b.Address), Port: netPort(b.Port), Zone: b.Zone, Gen: b.Gen, Service: b.Service,
 		Ifindex: b.Ifindex, Mac: b.MAC, Proto: uint8(b.Protocol), Weight: b.Weight,
-		Owner: b.Owner,
+		Owner: b.Owner, Group: b.Group,
 	}
 	set := func(on bool, flag bpf.MapsBackendFlag) {
 		if on {
@@ -132,6 +137,7 @@ func backendTo(b Backend) bpf.MapsBackend {
 	set(b.Live, bpf.MapsBackendFlagBACKEND_LIVE)
 	set(b.New, bpf.MapsBackendFlagBACKEND_NEW)
 	set(b.Local, bpf.MapsBackendFlagBACKEND_LOCAL)
+	set(b.Trial, bpf.MapsBackendFlagBACKEND_TRIAL)
 	return v
 }
 
@@ -140,7 +146,9 @@ func backendFrom(v bpf.MapsBackend) Backend {
 	return Backend{
 		Address: addrFrom(v.Addr), Port: netPort(v.Port), Protocol: lb.Protocol(v.Proto), Zone: v.Zone, Gen: v.Gen,
 		Service: v.Service, Ifindex: v.Ifindex, MAC: v.Mac, Weight: v.Weight, Owner: v.Owner,
-		Live: has(bpf.MapsBackendFlagBACKEND_LIVE), New: has(bpf.MapsBackendFlagBACKEND_NEW), Local: has(bpf.MapsBackendFlagBACKEND_LOCAL),
+		Group: v.Group,
+		Live:  has(bpf.MapsBackendFlagBACKEND_LIVE), New: has(bpf.MapsBackendFlagBACKEND_NEW),
+		Local: has(bpf.MapsBackendFlagBACKEND_LOCAL), Trial: has(bpf.MapsBackendFlagBACKEND_TRIAL),
 	}
 }
 

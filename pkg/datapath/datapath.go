@@ -13,7 +13,7 @@ import (
 
 // LayoutVersion is N of the pin directory v<N>. It rises when a shared struct changes in a
 // way that programs of the version before would misread.
-const LayoutVersion = 2
+const LayoutVersion = 3
 
 // DefaultBPFFS is where pins live unless the caller says otherwise.
 const DefaultBPFFS = "/sys/fs/bpf/tclb"
@@ -46,6 +46,9 @@ type Sizes struct {
 	TableSlots   uint32 `json:"tableSlots"`   // default 4194304
 	MaxConntrack uint32 `json:"maxConntrack"` // pairs of the main room; default 262144
 }
+
+// MaxGroups is how many group ids there are for services of that number, from 1 on.
+func (s Sizes) MaxGroups() uint32 { return groupsPerService * s.WithDefaults().MaxServices }
 
 // WithDefaults returns s with zero fields replaced by the defaults.
 func (s Sizes) WithDefaults() Sizes {

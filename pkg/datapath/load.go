@@ -151,7 +151,7 @@ func mapSizes(s Sizes) map[string]uint32 {
 	return map[string]uint32{
 		bpf.MapsMapFrontends:     2 * (s.MaxServices + s.MaxBackends),
 		bpf.MapsMapServices:      s.MaxServices + 1,
-		bpf.MapsMapServiceStats:  s.MaxServices + 1,
+		bpf.MapsMapGroups:        s.MaxGroups() + 1,
 		bpf.MapsMapBackends:      s.MaxBackends + 1,
 		bpf.MapsMapBackendStats:  s.MaxBackends + 1,
 		bpf.MapsMapArena:         (s.TableSlots + arenaLine - 1) / arenaLine,
@@ -160,6 +160,7 @@ func mapSizes(s Sizes) map[string]uint32 {
 		bpf.MapsMapCtFree:        pairs,
 		bpf.MapsMapCtOpening:     opening,
 		bpf.MapsMapCtClosing:     closing,
+		bpf.MapsMapCtTimes:       pairs,
 		bpf.MapsMapCtShared:      1,
 		bpf.MapsMapAffinities:    affinityEntries,
 		bpf.MapsMapFragments:     fragmentEntries,
@@ -178,9 +179,11 @@ const (
 	// pairSlack is for flows that are being made while every room is full.
 	pairSlack       = 256
 	affinityEntries = 65536
-	fragmentEntries = 16384
-	heldFragments   = 256    // HELD_FRAGMENTS of bpf/lib/types.h
-	endpointEntries = 131072 // two for a container with one address
+	// groupsPerService is what services have on average, at most: target ports times families.
+	groupsPerService = 4
+	fragmentEntries  = 16384
+	heldFragments    = 256    // HELD_FRAGMENTS of bpf/lib/types.h
+	endpointEntries  = 131072 // two for a container with one address
 )
 
 // create makes all maps and programs aside and renames them into place, so that a crash leaves

@@ -30,9 +30,13 @@ type Frontend struct {
 	Scheduler lb.Scheduler
 	Affinity  bool
 	Allow     bool   // sources are checked against the allow map
-	Table     Region // slot -> seat; Len a power of two, 0 = no backends
+	Table     Region // slot -> seat; Len 0 = no backends
+	Listed    bool   // Table is a list that is walked in order; else Len is a power of two
+	Head      uint32 // least-conn: that many slots in front list who serves, a sequence follows
 	Members   Region // seat -> backend id, 0 = none
 	Epoch     uint32 // which build of the table
+	Group     uint32 // group id, 0 = none
+	Weight    uint32 // sum over the backends in the table
 }
 
 // Service is the record of a service, by id. Id 0 holds the node-wide timeouts.
@@ -57,16 +61,32 @@ type Backend struct {
 	Live     bool    // flows may go on
 	New      bool    // may take new flows
 	Local    bool    // attached here: delivered by Ifindex and MAC
+	Trial    bool    // a new flow only while no other one is opening
 	Weight   uint32
 	Owner    uint32 // with Local: the container, as in Endpoint
+	Group    uint32 // the group that its load counts in
+}
+
+// Group is what the datapath counts for the backends that one table spreads over, by group id.
+type Group struct {
+	Cursor uint64 // turns taken
+	Load   int64  // connections that are opening or established
 }
 
 // BackendStat is what the datapath counts for a backend id.
 type BackendStat struct {
 	Active  uint64 // connections established now
+	Load    uint64 // these and those that are opening
 	Total   uint64 // connections begun
 	Packets uint64 // of connections that ended
 	Bytes   uint64
+
+	SYNs     uint32 // TCP connections begun by a SYN; wraps, as the next two
+	Answered uint32 // of these: by a SYN-ACK
+	Rejected uint32 // by a RST, or for any connection an ICMP unreachable
+
+	SYNLatency   time.Duration // SYN to SYN-ACK; 0 = never measured
+	FirstLatency time.Duration // first request to first response
 }
 
 // EndpointKey is one address of one attached container.

@@ -6,7 +6,6 @@ import (
 	"math"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -143,24 +142,4 @@ func (d *Datapath) RetireEndpoint(ifindex uint32, addrs []netip.Addr) (int, erro
 		return true
 	})
 	return n, err
-}
-
-// BackendStat returns what the datapath counted for a backend id.
-func (d *Datapath) BackendStat(id uint32) BackendStat {
-	v, err := record[bpf.MapsBackendStat](d, bpf.MapsMapBackendStats, id)
-	if err != nil {
-		return BackendStat{}
-	}
-	return BackendStat{
-		Active: atomic.LoadUint64(&v.Active), Total: atomic.LoadUint64(&v.Total),
-		Packets: atomic.LoadUint64(&v.Packets), Bytes: atomic.LoadUint64(&v.Bytes),
-	}
-}
-
-// ResetBackendStat clears the counters of an id that is given to another backend. Pairs of the
-// backend before must be gone or of an older generation; their end no longer counts here.
-func (d *Datapath) ResetBackendStat(id uint32) {
-	if v, err := record[bpf.MapsBackendStat](d, bpf.MapsMapBackendStats, id); err == nil {
-		*v = bpf.MapsBackendStat{}
-	}
 }

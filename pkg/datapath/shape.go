@@ -28,7 +28,7 @@ func shapeOf[K, V any](kind ebpf.MapType) shape {
 var shapes = map[string]shape{
 	bpf.MapsMapFrontends:     shapeOf[bpf.MapsFrontendKey, bpf.MapsFrontend](ebpf.Hash),
 	bpf.MapsMapServices:      shapeOf[uint32, bpf.MapsService](ebpf.Array),
-	bpf.MapsMapServiceStats:  shapeOf[uint32, bpf.MapsServiceStat](ebpf.Array),
+	bpf.MapsMapGroups:        shapeOf[uint32, bpf.MapsGroup](ebpf.Array),
 	bpf.MapsMapBackends:      shapeOf[uint32, bpf.MapsBackend](ebpf.Array),
 	bpf.MapsMapBackendStats:  shapeOf[uint32, bpf.MapsBackendStat](ebpf.Array),
 	bpf.MapsMapArena:         shapeOf[uint32, bpf.MapsArenaLine](ebpf.Array),
@@ -37,6 +37,7 @@ var shapes = map[string]shape{
 	bpf.MapsMapCtFree:        {ebpf.Stack, 0, unsafe.Sizeof(uint32(0))},
 	bpf.MapsMapCtOpening:     shapeOf[uint32, uint64](ebpf.Array),
 	bpf.MapsMapCtClosing:     shapeOf[uint32, uint64](ebpf.Array),
+	bpf.MapsMapCtTimes:       shapeOf[uint32, uint64](ebpf.Array),
 	bpf.MapsMapCtShared:      shapeOf[uint32, bpf.MapsCtRooms](ebpf.Array),
 	bpf.MapsMapAffinities:    shapeOf[bpf.MapsAffinityKey, bpf.MapsAffinity](ebpf.LRUHash),
 	bpf.MapsMapFragments:     shapeOf[bpf.MapsFragmentKey, bpf.MapsFragment](ebpf.LRUHash),

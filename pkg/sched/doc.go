@@ -55,8 +55,12 @@
 // exclude a seat changes only the slots that it effectively had, in whatever order seats go and
 // come.
 //
-// Slots that are lent have no owner of their own to hold them, so two rare updates move some:
-// the walks of a doubled table are new ones, and who gets the surplus of an excluded member
-// whose weight falls is met by the walks of other lent slots too. Slots that are not lent
-// never move.
+// Slots that are lent have no owner of their own to hold them, so a rare update moves some: who gets
+// the surplus of an excluded member whose weight falls is met by the walks of other lent slots
+// too. Slots that are not lent never move, and what is lent stays where it is when a table doubles.
+//
+// # Sequences
+//
+// Schedulers that take turns use a list instead of a table: Base.AppendSequence has the seats in
+// smooth weighted order.
 package sched

@@ -16,15 +16,18 @@ var ErrEmpty = errors.New("no member may take new flows")
 
 // Probe returns the i-th slot, from 1, on the walk of a slot of a table of size slots.
 //
-// size must be a power of two. Frozen: the datapath walks the same way.
+// size must be a power of two from MinSize on. A walk is made from the slot's place in a table of
+// MinSize, so that the walks of the two halves of a slot lead to the two halves of another one: what
+// is lent stays where it is when a table doubles. Frozen: the datapath walks the same way.
 func Probe(slot, i, size uint32) uint32 {
-	x := (slot+1)*0x9E3779B1 + i*0x85EBCA77
+	unit := size / MinSize
+	x := (slot/unit+1)*0x9E3779B1 + i*0x85EBCA77
 	x ^= x >> 16
 	x *= 0x7FEB352D
 	x ^= x >> 15
 	x *= 0x846CA68B
 	x ^= x >> 16
-	return x & (size - 1)
+	return x&(MinSize-1)*unit + slot%unit
 }
 
 // Excluded returns, seat by seat, who may not take new flows: members that are excluded or have

@@ -242,7 +242,7 @@ func (l *lab) places(number, dir int, t bpf.MapsTuple) int {
 func (l *lab) whole(before, after *state) error {
 	l.t.Helper()
 	var live [4]int64
-	active := make([]uint64, len(l.stats))
+	active, load := make([]uint32, len(l.stats)), make([]uint32, len(l.stats))
 	tuples := map[bpf.MapsTuple]int{}
 	for i := range after.pairs {
 		p := &after.pairs[i]
@@ -257,8 +257,14 @@ func (l *lab) whole(before, after *state) error {
 			continue
 		}
 		live[p.State&3]++
-		if p.State == uint32(datapath.FlowEstablished) && p.Backend != 0 && l.backends[p.Backend].Gen == p.BackendGen {
-			active[p.Backend]++
+		if p.Backend != 0 && l.backends[p.Backend].Gen == p.BackendGen {
+			switch datapath.FlowState(p.State) {
+			case datapath.FlowEstablished:
+				active[p.Backend]++
+				load[p.Backend]++
+			case datapath.FlowOpening:
+				load[p.Backend]++
+			}
 		}
 		for dir := range p.Half {
 			if other, twice := tuples[p.Half[dir].Tuple]; twice {
@@ -273,8 +279,11 @@ func (l *lab) whole(before, after *state) error {
 		}
 	}
 	for id := range active {
-		if l.stats[id].Active != active[id] {
-			return fmt.Errorf("backend %d: %d active counted, %d there", id, l.stats[id].Active, active[id])
+		if got := l.stats[id].Active; got != active[id] {
+			return fmt.Errorf("backend %d: %d active counted, %d there", id, got, active[id])
+		}
+		if got := l.stats[id].Load; got != load[id] {
+			return fmt.Errorf("backend %d: a load of %d counted, %d there", id, got, load[id])
 		}
 	}
 	return nil

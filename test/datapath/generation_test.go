@@ -64,7 +64,7 @@ func (w *world) give(id uint32, f func(*datapath.Backend)) {
 	w.check(err)
 	b.Gen++
 	f(&b)
-	w.d.ResetBackendStat(id)
+	w.d.ResetBackendStat(id, b.Group)
 	w.putBackend(id, b)
 }
 

@@ -33,6 +33,7 @@ type Maps struct {
 	services  []datapath.Service
 	backends  []datapath.Backend
 	stats     []datapath.BackendStat
+	groups    map[uint32]datapath.Group
 	arena     []uint32
 	allows    map[datapath.AllowKey]struct{}
 	writes    int
@@ -48,6 +49,7 @@ func New(sizes datapath.Sizes) *Maps {
 		services:  make([]datapath.Service, sizes.MaxServices),
 		backends:  make([]datapath.Backend, sizes.MaxBackends),
 		stats:     make([]datapath.BackendStat, sizes.MaxBackends),
+		groups:    make(map[uint32]datapath.Group),
 		arena:     make([]uint32, sizes.TableSlots),
 		allows:    make(map[datapath.AllowKey]struct{}),
 	}
@@ -211,8 +213,43 @@ func (m *Maps) SetBackendStat(id uint32, s datapath.BackendStat) {
 	m.stats[id] = s
 }
 
-// ResetBackendStat clears the counters at id.
-func (m *Maps) ResetBackendStat(id uint32) { m.SetBackendStat(id, datapath.BackendStat{}) }
+// ResetBackendStat clears the counters at id and takes its load off the group.
+func (m *Maps) ResetBackendStat(id, group uint32) {
+	m.addLoad(group, -int64(m.BackendStat(id).Load))
+	m.SetBackendStat(id, datapath.BackendStat{})
+}
+
+// MoveLoad counts a backend's load in another group.
+func (m *Maps) MoveLoad(id, from, to uint32) {
+	load := int64(m.BackendStat(id).Load)
+	m.addLoad(from, -load)
+	m.addLoad(to, load)
+}
+
+func (m *Maps) addLoad(group uint32, load int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := m.groups[group]
+	g.Load += load
+	m.groups[group] = g
+}
+
+// Group returns what is counted for a group.
+func (m *Maps) Group(id uint32) datapath.Group {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.groups[id]
+}
+
+// SetGroup is what packets do.
+func (m *Maps) SetGroup(id uint32, g datapath.Group) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.groups[id] = g
+}
+
+// ResetGroup begins a group.
+func (m *Maps) ResetGroup(id uint32, cursor uint64) { m.SetGroup(id, datapath.Group{Cursor: cursor}) }
 
 // RetireEndpoint clears the flags of every record behind an interface, as the plugin's DEL does.
 func (m *Maps) RetireEndpoint(ifindex uint32, addrs []netip.Addr) (int, error) {

@@ -32,6 +32,7 @@ func (r *Reconciler) after(c *change, clean *cleanup) {
 				c.svc.retiring = append(c.svc.retiring, id)
 			}
 		}
+		r.ungroup(c)
 		return
 	}
 	svc := c.svc
@@ -57,6 +58,7 @@ func (r *Reconciler) after(c *change, clean *cleanup) {
 	svc.keys = union(c.keys, svc.keys)
 	svc.ids, svc.direct, svc.allow = c.ids, c.direct, c.allow
 	svc.tables, svc.applied = c.tables, c.want
+	r.regroup(svc, c.groups)
 }
 
 func union(a, b []lb.Frontend) []lb.Frontend {
@@ -91,6 +93,7 @@ func (r *Reconciler) remove(svc *service, clean *cleanup) {
 	svc.ids, svc.direct, svc.allow = nil, nil, nil
 	svc.tables = [2]tables{}
 	svc.applied, svc.err = nil, nil
+	r.regroup(svc, nil)
 	clean.removed = append(clean.removed, svc)
 	for family := range familyNames {
 		r.bases.remove(baseName(svc.name, family))
@@ -198,6 +201,7 @@ func (r *Reconciler) retire(ids []uint32) error {
 		return fmt.Errorf("retire backends: %w", err)
 	}
 	for i, id := range ids {
+		r.maps.ResetBackendStat(id, r.recordOf(id).Group)
 		r.setRecord(id, records[i])
 	}
 	return nil
@@ -278,6 +282,9 @@ func (r *Reconciler) prune() {
 	}
 	for id := range left.keys {
 		r.serviceIDs.put(id, now)
+	}
+	for id := range left.groups {
+		r.groupIDs.put(id, now)
 	}
 	for region := range left.regions {
 		r.arena.Free(region)

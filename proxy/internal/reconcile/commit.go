@@ -39,6 +39,7 @@ func (r *Reconciler) resetFresh(changes []*change) {
 			if fresh[id] {
 				record := c.writes[i]
 				record.Live, record.New = false, false
+				record.Group = r.recordOf(id).Group
 				ids, records = append(ids, id), append(records, record)
 			}
 		}
@@ -50,7 +51,7 @@ func (r *Reconciler) resetFresh(changes []*change) {
 		r.log.Warn("counters of new backends may include those of old ones", "err", err)
 	}
 	for _, id := range ids {
-		r.maps.ResetBackendStat(id)
+		r.maps.ResetBackendStat(id, r.recordOf(id).Group)
 	}
 }
 
@@ -67,7 +68,7 @@ func (r *Reconciler) commitBackends(changes []*change) {
 	r.resetFresh(changes)
 	if err := r.maps.PutBackends(ids, records); err == nil {
 		for i, id := range ids {
-			r.setRecord(id, records[i])
+			r.wrote(id, records[i])
 		}
 		return
 	}
@@ -81,9 +82,17 @@ func (r *Reconciler) commitBackends(changes []*change) {
 			continue
 		}
 		for i, id := range c.writeIDs {
-			r.setRecord(id, c.writes[i])
+			r.wrote(id, c.writes[i])
 		}
 	}
+}
+
+// wrote notes a record that was written. Flows that go on are counted in its group from now on.
+func (r *Reconciler) wrote(id uint32, b datapath.Backend) {
+	if before := r.recordOf(id); before.Gen == b.Gen && before.Group != b.Group {
+		r.maps.MoveLoad(id, before.Group, b.Group)
+	}
+	r.setRecord(id, b)
 }
 
 // commitRecord writes what frontends rely on besides their tables.

@@ -25,6 +25,7 @@ type change struct {
 	retire    []uint32
 	record    datapath.Service
 	tables    [2]tables
+	groups    map[groupKey]uint32
 	unplaced  [2]bool // no room for the tables: those of before stay
 	baseMade  bool    // a base was made anew, its seats mean something else
 	frontends map[lb.Frontend]datapath.Frontend
@@ -53,7 +54,7 @@ func keyOf(b *datapath.Backend) backendKey {
 // plan works out what a service needs. It writes tables into regions that nothing points to yet, and
 // nothing else.
 func (r *Reconciler) plan(svc *service, want *state.Service) *change {
-	c := &change{svc: svc, want: want, tables: svc.tables}
+	c := &change{svc: svc, want: want, tables: svc.tables, groups: make(map[groupKey]uint32)}
 	ids := r.planBackends(c)
 	for family := range c.tables {
 		r.planTables(c, family, ids)
@@ -96,6 +97,7 @@ func (r *Reconciler) planBackends(c *change) map[backendKey]uint32 {
 			ids[k] = id
 			c.ids = append(c.ids, id)
 			record := backendRecord(c.svc.id, k, b, takesNew)
+			record.Group = r.planGroup(c, groupOf(familyOf(b.Address), p))
 			r.planBackend(c, id, !old || r.leaves(id, b, &record), record)
 		}
 	}
@@ -123,6 +125,7 @@ func backendRecord(service uint32, k backendKey, b *state.Backend, takesNew bool
 		Live:     true,
 		New:      takesNew,
 		Local:    b.Local(),
+		Trial:    b.Trial,
 		Weight:   uint32(b.Weight),
 		Owner:    b.Owner,
 	}
@@ -244,14 +247,17 @@ func (r *Reconciler) planFrontends(c *change) {
 				Scheduler: spec.Scheduler,
 				Affinity:  spec.Affinity.Mode != lb.AffinityNone,
 				Allow:     len(spec.Allow) > 0,
+				Group:     c.groups[groupOf(family, p)],
 			}
 			switch have, ok := r.frontends[key]; {
 			case !c.unplaced[family]:
 				if t.slots.region.Len > 0 {
 					want.Table, want.Members = t.slots.region, t.members[i].region
+					want.Listed, want.Head, want.Weight = t.shape.listed, t.shape.head, t.shape.weight
 				}
 			case ok && have.Kind == datapath.KindService && have.Service == c.svc.id:
 				want.Table, want.Members = have.Table, have.Members
+				want.Listed, want.Head, want.Weight = have.Listed, have.Head, have.Weight
 			default:
 				continue // it would have nobody to send to
 			}

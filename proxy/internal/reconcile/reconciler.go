@@ -34,7 +34,9 @@ type Maps interface {
 	PutService(id uint32, s datapath.Service) error
 	Backends() (map[uint32]datapath.Backend, error)
 	PutBackends(ids []uint32, backends []datapath.Backend) error
-	ResetBackendStat(id uint32)
+	ResetBackendStat(id, group uint32)
+	MoveLoad(id, from, to uint32)
+	ResetGroup(id uint32, cursor uint64)
 	WriteRegion(r datapath.Region, values []uint32) error
 	ReadRegion(r datapath.Region) ([]uint32, error)
 	Allows() (map[datapath.AllowKey]struct{}, error)
@@ -93,6 +95,7 @@ type Reconciler struct {
 	direct     map[lb.Frontend]int
 	serviceIDs *idPool
 	backendIDs *idPool
+	groupIDs   *idPool
 	found      *remains // what the maps held at start, until the first pass is done
 
 	general   map[string]problem // by what failed: errors that concern no single service
@@ -100,6 +103,7 @@ type Reconciler struct {
 	unclaimed bool               // a service could not be read, so that what it has looks like nobody's
 	suspect   map[uint32]bool    // backends that somebody, probably the plugin, marked gone
 	slots     []uint32           // room to build a table in
+	serving   []uint32           // and a list of who is in it
 	stats     Stats
 }
 
@@ -117,6 +121,7 @@ func New(o Options) *Reconciler {
 		direct:     make(map[lb.Frontend]int),
 		serviceIDs: newIDPool(sizes.MaxServices),
 		backendIDs: newIDPool(sizes.MaxBackends),
+		groupIDs:   newIDPool(sizes.MaxGroups()),
 		general:    make(map[string]problem),
 		suspect:    make(map[uint32]bool),
 	}
@@ -136,6 +141,7 @@ type service struct {
 	direct []lb.Frontend // its backends' own addresses
 	allow  []datapath.AllowKey
 	tables [2]tables // by family
+	groups map[groupKey]uint32
 
 	regions  []datapath.Region // all that it holds; those of tables, and others while frontends name them
 	retiring []uint32          // ids that seat lists in the maps may still name
@@ -150,7 +156,15 @@ type service struct {
 // tables are the regions of one family of a service.
 type tables struct {
 	slots   held
+	shape   shape
 	members []held // by port, in the order of the service's ports; equal lists share a region
+}
+
+// shape is how the datapath is to read the slots.
+type shape struct {
+	listed bool   // in order, as a list
+	head   uint32 // those in front that list who serves
+	weight uint32 // sum over who is in the table
 }
 
 // held is a region and what it contains.

@@ -15,6 +15,7 @@ type remains struct {
 	keys     map[uint32][]lb.Frontend
 	backends map[uint32][]uint32
 	regions  map[datapath.Region]bool
+	groups   map[uint32]bool
 }
 
 // recover reads the maps. Nothing is written.
@@ -39,9 +40,11 @@ func (r *Reconciler) recover() error {
 		keys:     make(map[uint32][]lb.Frontend),
 		backends: make(map[uint32][]uint32),
 		regions:  make(map[datapath.Region]bool),
+		groups:   make(map[uint32]bool),
 	}
 	r.recoverBackends(backends)
 	r.recoverFrontends()
+	r.recoverGroups()
 	r.recovered = true
 	return nil
 }
@@ -215,10 +218,12 @@ func (r *Reconciler) claimTables(svc *service, want *state.Service, family int) 
 			if t.slots, err = r.hold(svc, f.Table); err != nil {
 				return err
 			}
+			t.shape = shape{listed: f.Listed, head: f.Head, weight: f.Weight}
 		}
 		if t.members[i], err = r.hold(svc, f.Members); err != nil {
 			return err
 		}
+		r.claimGroup(svc, groupOf(family, p), f.Group)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func (r *Reconciler) planTables(c *change, family int, ids map[backendKey]uint32
 		return
 	}
 	started := time.Now()
-	seats, slots, err := r.build(c, family)
+	seats, slots, shape, err := r.build(c, family)
 	r.stats.Tables.Count++
 	r.stats.Tables.Total += time.Since(started)
 	if err != nil {
@@ -33,7 +33,7 @@ func (r *Reconciler) planTables(c *change, family int, ids map[backendKey]uint32
 		return
 	}
 	before := &c.svc.tables[family]
-	next := tables{members: make([]held, len(c.want.Spec.Ports))}
+	next := tables{shape: shape, members: make([]held, len(c.want.Spec.Ports))}
 	next.slots, err = r.place(c.svc, before.slots, slots)
 	for i := range next.members {
 		if err != nil {
@@ -51,8 +51,8 @@ func (r *Reconciler) planTables(c *change, family int, ids map[backendKey]uint32
 }
 
 // build brings the base of a family up to date and returns, seat by seat, the backend there (an index
-// of want.Backends, or -1), and the effective table, which is empty if nobody serves.
-func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, err error) {
+// of want.Backends, or -1), and the scheduler's table, which is empty if nobody serves.
+func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, shape shape, err error) {
 	name := baseName(c.svc.name, family)
 	base, stored, found, err := r.bases.load(name)
 	if err != nil {
@@ -64,34 +64,60 @@ func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, 
 	members, index := membersOf(c.want, family)
 	moved, err := base.Update(members)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, shape, err
 	}
 	c.svc.moved += uint64(moved)
 	if err := r.bases.save(name, base, stored); err != nil {
-		return nil, nil, err
+		return nil, nil, shape, err
 	}
-	r.slots, err = base.AppendTable(r.slots[:0], base.Excluded(members))
+	shape, err = r.fill(c.want.Spec.Scheduler, base, base.Excluded(members))
 	if errors.Is(err, sched.ErrEmpty) {
 		resort := resorts(c.want.Backends)[family]
 		for i, m := range members {
 			members[i].Excluded = !resort.Takes(&c.want.Backends[index[m.Key]])
 		}
-		r.slots, err = base.AppendTable(r.slots[:0], base.Excluded(members))
+		shape, err = r.fill(c.want.Spec.Scheduler, base, base.Excluded(members))
 	}
 	if errors.Is(err, sched.ErrEmpty) {
-		return nil, nil, nil
+		return nil, nil, shape, nil
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, shape, err
 	}
-	seats = make([]int, len(base.Seats))
+	return seatsOf(base, index), r.slots, shape, nil
+}
+
+// seatsOf returns the backend in each seat, or -1.
+func seatsOf(base *sched.Base, index map[string]int) []int {
+	seats := make([]int, len(base.Seats))
 	for i := range base.Seats {
 		seats[i] = -1
 		if b, ok := index[base.Seats[i].Key]; ok && !base.Seats[i].Gone {
 			seats[i] = b
 		}
 	}
-	return seats, r.slots, nil
+	return seats
+}
+
+// fill builds the table of a scheduler in r.slots: who serves is who is not excluded, by seat.
+func (r *Reconciler) fill(scheduler lb.Scheduler, base *sched.Base, excluded []bool) (out shape, err error) {
+	if r.serving, err = base.AppendServing(r.serving[:0], excluded); err != nil {
+		return out, err
+	}
+	for _, seat := range r.serving {
+		out.weight += max(base.Seats[seat].Weight, 1)
+	}
+	switch {
+	case scheduler == lb.RoundRobin:
+		out.listed = true
+		r.slots, err = base.AppendSequence(r.slots[:0], excluded)
+	case scheduler == lb.LeastConn && len(r.serving) <= sched.MaxExact:
+		out.listed, out.head = true, uint32(len(r.serving))
+		r.slots, err = base.AppendSequence(append(r.slots[:0], r.serving...), excluded)
+	default:
+		r.slots, err = base.AppendTable(r.slots[:0], excluded)
+	}
+	return out, err
 }
 
 // membersOf returns the backends of a family as members, and the backend behind each key.
