@@ -52,11 +52,14 @@ func (n *node) measure(w io.Writer, rounds, churn int) error {
 	}
 	fmt.Fprintf(w, "\n## Time in from_container, ns (%d rounds; %d services)\n\n| packet | median | least |\n|---|---|---|\n", rounds, otherServices+1)
 	for _, l := range slices.Concat(fresh, churned) {
-		slices.Sort(l.samples)
-		fmt.Fprintf(w, "| %s | %.0f | %.0f |\n", l.name, l.samples[len(l.samples)/2], l.samples[0])
+		fmt.Fprintf(w, "| %s | %.0f | %.0f |\n", l.name, l.median(), l.least())
 	}
-	return nil
+	return n.measureSchedulers(w, rounds, &next)
 }
+
+func (l *load) median() float64 { return slices.Sorted(slices.Values(l.samples))[len(l.samples)/2] }
+
+func (l *load) least() float64 { return slices.Min(l.samples) }
 
 // sample measures each load once, and the packet maker just before it.
 func (n *node) sample(loads []*load, next *uint32, first bool) error {

@@ -7,12 +7,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
-	"github.com/tc-loadbalancer/tclb/pkg/sched"
 )
 
 const (
@@ -27,6 +27,7 @@ var (
 	vip         = netip.MustParseAddr("192.0.2.10")
 	firstClient = netip.MustParseAddr("198.18.0.0")
 	otherVIP    = netip.MustParseAddr("198.19.0.0")
+	measured    = lb.Frontend{VIP: vip, Port: 80, Protocol: lb.TCP}
 )
 
 // node is a datapath with one service, and the program that makes its packets.
@@ -80,40 +81,23 @@ func (n *node) configure() error {
 	errs := []error{
 		n.maps.PutSettings(datapath.Settings{AntiSpoof: true, Hairpin4: netip.MustParseAddr("169.254.77.1"), Hairpin6: netip.MustParseAddr("fd00:7c1b::1")}),
 		n.maps.PutService(0, datapath.Service{Gen: 1, Timeouts: datapath.DefaultTimeouts}),
-		n.maps.PutService(serviceID, datapath.Service{Gen: 1, BaseGen: 1, Timeouts: datapath.DefaultTimeouts}),
+		n.maps.PutService(serviceID, datapath.Service{Gen: 1, BaseGen: 1, Timeouts: datapath.DefaultTimeouts, LoadFactor: 1.25, Affinity: time.Hour}),
 	}
 	for address, i := firstClient, 0; i < clients; address, i = address.Next(), i+1 {
 		errs = append(errs, n.maps.PutEndpoint(datapath.EndpointKey{Address: address, Ifindex: loopback}, datapath.Endpoint{UpIfindex: loopback}))
 	}
-	members := make([]sched.Member, backends)
-	seats := make([]uint32, backends)
+	service, err := n.spread(lb.Maglev, backends)
+	if err != nil {
+		return err
+	}
 	frontends := map[lb.Frontend]datapath.Frontend{}
-	for i := range members {
-		id := uint32(i + 1)
-		address := netip.AddrFrom4([4]byte{203, 0, 113, byte(10 + i)})
-		members[i] = sched.Member{Key: address.String(), Weight: 100}
-		seats[i] = id
-		errs = append(errs, n.maps.PutBackends([]uint32{id}, []datapath.Backend{{
-			Address: address, Port: 8080, Protocol: lb.TCP, Gen: 1, Service: serviceID, Ifindex: loopback,
-			MAC: [6]byte{2, 0, 0, 0, 1, byte(i)}, Live: true, New: true, Local: true, Weight: 100,
-		}}))
+	for i := range backends {
+		address := backendAddress(i)
 		frontends[lb.Frontend{VIP: address}] = datapath.Frontend{Kind: datapath.KindBackend}
 		frontends[lb.Frontend{VIP: address, Port: 8080, Protocol: lb.TCP}] = datapath.Frontend{Kind: datapath.KindBackend}
 	}
-	base, err := sched.New(members)
-	if err != nil {
-		return err
-	}
-	table, err := base.Table(nil)
-	if err != nil {
-		return err
-	}
-	tableAt := datapath.Region{Offset: 1024, Len: base.Size}
-	seatsAt := datapath.Region{Offset: tableAt.Offset + tableAt.Len, Len: backends}
-	errs = append(errs, n.maps.WriteRegion(tableAt, table), n.maps.WriteRegion(seatsAt, seats))
-	service := datapath.Frontend{Service: serviceID, Table: tableAt, Members: seatsAt}
 	frontends[lb.Frontend{VIP: vip}] = datapath.Frontend{Kind: datapath.KindVIP, Service: serviceID}
-	frontends[lb.Frontend{VIP: vip, Port: 80, Protocol: lb.TCP}] = service
+	frontends[measured] = service
 	for address, i := otherVIP, 0; i < otherServices; address, i = address.Next(), i+1 {
 		frontends[lb.Frontend{VIP: address}] = datapath.Frontend{Kind: datapath.KindVIP, Service: serviceID}
 		frontends[lb.Frontend{VIP: address, Port: 80, Protocol: lb.TCP}] = service
