@@ -40,25 +40,22 @@ static __always_inline bool ct_is_load(__u32 state)
 	return state == CT_OPENING || state == CT_ESTABLISHED;
 }
 
-/* ct_count_backend moves a pair between the counts of its backend and of that one's group. */
-static __noinline void ct_count_backend(__u32 id, __u32 from, __u32 to)
+/* ct_count_load adds to what a backend and its group carry. A function because the programs' call
+ * chains share 512 bytes of stack.
+ */
+static __noinline void ct_count_load(__u32 id, int more)
 {
 	struct backend_stat *stat = bpf_map_lookup_elem(&backend_stats, &id);
 	struct backend *b = bpf_map_lookup_elem(&backends, &id);
 	struct group *group;
-	__u32 group_id;
 
 	if (!stat || !b)
 		return;
-	if ((from == CT_ESTABLISHED) != (to == CT_ESTABLISHED))
-		__sync_fetch_and_add(&stat->active, to == CT_ESTABLISHED ? 1 : -1);
-	if (ct_is_load(from) == ct_is_load(to))
-		return;
-	__sync_fetch_and_add(&stat->load, ct_is_load(to) ? 1 : -1);
-	group_id = b->group;
-	group = bpf_map_lookup_elem(&groups, &group_id);
+	__sync_fetch_and_add(&stat->load, more);
+	id = b->group;
+	group = bpf_map_lookup_elem(&groups, &id);
 	if (group)
-		__sync_fetch_and_add(&group->load, ct_is_load(to) ? 1 : -1);
+		__sync_fetch_and_add(&group->load, more);
 }
 
 /* ct_count moves a pair between the counts of rooms and of its backend, 0 if it has none. The caller
@@ -66,6 +63,8 @@ static __noinline void ct_count_backend(__u32 id, __u32 from, __u32 to)
  */
 static __always_inline void ct_count(struct ct_rooms *rooms, __u32 backend, __u32 from, __u32 to)
 {
+	struct backend_stat *stat;
+
 	from &= 3;
 	to &= 3;
 	if (from)
@@ -74,8 +73,15 @@ static __always_inline void ct_count(struct ct_rooms *rooms, __u32 backend, __u3
 		__sync_fetch_and_add(&rooms->live[to], 1);
 		__sync_fetch_and_add(&rooms->created[to], 1);
 	}
-	if (backend)
-		ct_count_backend(backend, from, to);
+	if (!backend)
+		return;
+	if (ct_is_load(from) != ct_is_load(to))
+		ct_count_load(backend, ct_is_load(to) ? 1 : -1);
+	if ((from == CT_ESTABLISHED) == (to == CT_ESTABLISHED))
+		return;
+	stat = bpf_map_lookup_elem(&backend_stats, &backend);
+	if (stat)
+		__sync_fetch_and_add(&stat->active, to == CT_ESTABLISHED ? 1 : -1);
 }
 
 /* ct_remove ends a pair, if it still lives that life. Returns its last state, or 0 if somebody

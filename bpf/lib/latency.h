@@ -77,14 +77,21 @@ __noinline __u64 latency_cost(const struct share *share, __u32 now)
 	return ns * (share->load + 1);
 }
 
-/* latency_begin starts the watch of a new flow, if it is one to be measured. Returns the pair's flag. */
-static __noinline __u32 latency_begin(const struct frontend *f, const struct packet *p, __u32 index)
+/* latency_wanted says whether a new flow is one to be measured. */
+static __always_inline bool latency_wanted(const struct frontend *f, const struct packet *p)
 {
-	__u32 draw = p->tuple.proto == PROTO_TCP ? p->seq : bpf_ntohs(p->tuple.sport);
+	if (p->tuple.proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN))
+		return false;
+	return f->scheduler == SCHED_LATENCY ||
+	       !((p->seq ^ bpf_ntohs(p->tuple.sport)) % LATENCY_SHARE);
+}
+
+/* latency_begin starts the watch of a new flow. Returns the pair's flag. */
+static __noinline __u32 latency_begin(const struct packet *p, __u32 index)
+{
 	__u64 *began = bpf_map_lookup_elem(&ct_times, &index);
 
-	if (!began || (f->scheduler != SCHED_LATENCY && draw % LATENCY_SHARE) ||
-	    (p->tuple.proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN)))
+	if (!began)
 		return 0;
 	*began = bpf_ktime_get_ns();
 	return p->tuple.proto == PROTO_TCP ? PAIR_SYN_TIMED : PAIR_ASKED;

@@ -226,7 +226,9 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	pair->service = f->service;
 	pair->backend = id;
 	pair->backend_gen = b->gen;
-	pair->flags = (RETRY_COUNT(retry) << 8 & PAIR_REFUSALS) | latency_begin(f, p, index);
+	pair->flags = RETRY_COUNT(retry) << 8 & PAIR_REFUSALS;
+	if (latency_wanted(f, p))
+		pair->flags |= latency_begin(p, index);
 	flow_reply_tuple(pair, p, b, s, side, owner);
 	if (side == SIDE_CONTAINER)
 		flow_leave_container(skb, pair, b, s->flags);

@@ -184,7 +184,7 @@ __noinline int schedule_bound(const struct frontend *f, const struct tuple *t, c
 {
 	int seat;
 
-	if (!f || !t || !w || !share || !(f->flags & FRONTEND_AFFINITY))
+	if (!f || !t || !w || !share)
 		return BOUND_NOT;
 	seat = affinity_find(f, t, w->now);
 	if (seat < 0 || !select_seat(f, seat, w, share))
@@ -211,8 +211,10 @@ __noinline int schedule_backend(const struct frontend *f, const struct packet *p
 	w.home = f->scheduler == SCHED_BOUNDED_LOAD && p->tuple.proto == PROTO_TCP &&
 		 !(p->tcp_flags & TCP_SYN);
 	for (int i = 0; i < 2; i++) {
-		int bound = schedule_bound(f, &p->tuple, &w, &share);
+		int bound = BOUND_NOT;
 
+		if (f->flags & FRONTEND_AFFINITY)
+			bound = schedule_bound(f, &p->tuple, &w, &share);
 		if (bound == BOUND_HERE)
 			return share.id;
 		/* What was drawn, or listed, may have gone just now: then look at everybody. */

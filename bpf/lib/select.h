@@ -114,16 +114,14 @@ static __always_inline bool select_willing(const struct backend *b, const struct
 	return !(b->flags & BACKEND_TRIAL) || stat->load <= stat->active;
 }
 
-/* select_seat fills share with who sits in a seat. Returns 1 if that backend may take the flow, or 0. */
-__noinline int select_seat(const struct frontend *f, __u32 seat, const struct wish *w,
-			   struct share *share)
+/* select_look fills share with who sits in a seat. Returns 1 if that backend may take the flow, or 0. */
+static __always_inline int select_look(const struct frontend *f, __u32 seat, const struct wish *w,
+				       struct share *share)
 {
 	struct backend_stat *stat;
 	struct backend *b;
 	__u32 id;
 
-	if (!f || !w || !share)
-		return 0;
 	if (seat >= f->members_len)
 		return 0;
 	id = select_arena(f->members + seat);
@@ -136,6 +134,13 @@ __noinline int select_seat(const struct frontend *f, __u32 seat, const struct wi
 	share->load = stat->load;
 	share->weight = b->weight ? b->weight : 1;
 	return 1;
+}
+
+/* select_seat is select_look, verified once for the many that look often. */
+__noinline int select_seat(const struct frontend *f, __u32 seat, const struct wish *w,
+			   struct share *share)
+{
+	return f && w && share ? select_look(f, seat, w, share) : 0;
 }
 
 static __always_inline int select_slot(const struct frontend *f, __u32 slot, const struct wish *w,
@@ -152,7 +157,9 @@ __noinline int select_walk(const struct frontend *f, __u32 slot, const struct wi
 {
 	if (!f || !w || !share)
 		return 0;
-	for (__u32 i = 0; i <= SELECT_WALK; i++)
+	if (select_look(f, select_arena(f->table + slot), w, share))
+		return 1;
+	for (__u32 i = 1; i <= SELECT_WALK; i++)
 		if (select_slot(f, select_next(f, slot, i), w, share))
 			return 1;
 	for (__u32 i = 0; i < SELECT_SEATS; i++)

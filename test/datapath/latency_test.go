@@ -146,7 +146,6 @@ func TestSomeFlowsAreMeasuredEverywhere(t *testing.T) {
 	measured := 0
 	for port := uint16(40000); port < 40016; port++ {
 		f := w.flow(vips[0], 0, lb.TCP, port)
-		f.seq = 1000 + uint32(port)
 		before := w.stat(0).SYNLatency
 		f.out(packet.SYN, f.seq, 0)
 		time.Sleep(late + time.Duration(port-40000)*2*time.Millisecond) // each longer than the one before
