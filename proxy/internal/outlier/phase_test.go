@@ -29,7 +29,9 @@ func TestEjectionsGetLongerAndAreForgotten(t *testing.T) {
 		w.expect("1", "")
 	}
 	prove := func(lasts time.Duration) {
-		w.polls(lasts, nil)
+		w.polls(lasts-Every, nil)
+		w.expect("1", "")
+		w.poll()
 		w.expect("", "1")
 		w.answered(1, enough)
 		w.poll()
@@ -99,6 +101,29 @@ func TestTrialEndsByWhatTheFlowsMeet(t *testing.T) {
 	}
 }
 
+func TestRefusedDatagramAfterThreeFlowsEndsTheTrial(t *testing.T) {
+	w := trial(t, 101)
+	w.add(101, Counts{Flows: 3})
+	w.polls(900*time.Millisecond, nil)
+	w.expect("", "1")
+	w.add(101, Counts{Rejected: 1})
+	w.poll()
+	w.expect("1", "")
+}
+
+func TestPortThatFailsOnTrialMustProveItselfToo(t *testing.T) {
+	w := trial(t, 101)
+	w.refused(1, 1)
+	w.poll()
+	w.polls(10*time.Second, nil)
+	w.expect("", "1")
+	w.polls(5*time.Second, func() { w.add(101, Counts{Flows: 3}) })
+	w.expect("", "1")
+	w.answered(1, 3)
+	w.poll()
+	w.expect("", "")
+}
+
 func TestWhatHappenedDuringTheEjectionDoesNotCountOnTrial(t *testing.T) {
 	w := newWorld(t)
 	w.judge.SetService("web", targets(2))
@@ -149,10 +174,10 @@ func TestFamiliesAreCappedByThemselves(t *testing.T) {
 func TestWhoWouldNotServeIsNoReserve(t *testing.T) {
 	w := newWorld(t)
 	all := targets(4)
-	all[1].Able, all[2].Able = false, false
+	all[0].Able, all[2].Able = false, false
 	w.judge.SetService("web", all)
 	w.refuse(1, 2, 3, 4)
-	w.expect("1", "") // of 1 and 4; the others get no new flows anyway
+	w.expect("2", "") // of 2 and 4; the others get no new flows anyway
 }
 
 func TestCapThatShrinksLetsTheFirstReturn(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"math"
 	"testing"
 	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
 )
 
 func TestWhoFailsIsEjected(t *testing.T) {
@@ -145,6 +147,12 @@ func TestAnswerSeenBeforeItsSYNCounts(t *testing.T) {
 		w.poll()
 		w.expect("", "")
 	}
+	w.polls(2*time.Second, nil)
+	w.add(1, Counts{Answered: 5})
+	w.poll()
+	w.add(1, Counts{SYNs: 5})
+	w.polls(2*time.Second, nil)
+	w.expect("", "")
 	// But it is no credit for later: these were never answered.
 	w.add(1, Counts{Answered: 5})
 	w.polls(2*time.Second, nil)
@@ -183,6 +191,21 @@ func TestCountersThatBeginAnewBlameNobody(t *testing.T) {
 	w.refused(1, 1)
 	w.poll()
 	w.expect("1", "")
+}
+
+func TestReasonIsThatOfTheWorstPort(t *testing.T) {
+	w := newWorld(t)
+	all := targets(2)
+	all[0].Ports = append(all[0].Ports, Port{9, 9090, lb.TCP})
+	w.judge.SetService("web", all)
+	w.refused(1, 4)
+	w.refused(101, 7)
+	w.add(101, Counts{Rejected: 7})
+	w.refused(9, 5)
+	w.poll()
+	if got, want := w.reason("198.51.100.1"), "port 53/udp: 14 datagrams refused in 1s"; got != want {
+		t.Errorf("reason %q, want %q", got, want)
+	}
 }
 
 // Who failed while too many others were out goes when there is room, if it has not answered since.
