@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -57,9 +58,40 @@ func newServiceGet(a *app) *cobra.Command {
 		if err := a.say(""); err != nil {
 			return err
 		}
-		return printRows(a.stdout, formatTable, svc.Backends, backendColumns)
+		return printRows(a.stdout, formatTable, svc.Backends, serviceBackendColumns)
 	}
 	return cmd
+}
+
+// serviceBackendColumns are what one wants to know of backends when one looks at their service.
+var serviceBackendColumns = []column[api.Backend]{
+	{"ADDRESS", func(b api.Backend) string { return b.Address.String() }},
+	{"PORT", func(b api.Backend) string { return strconv.Itoa(int(b.Port)) }},
+	{"PROTOCOL", func(b api.Backend) string { return b.Protocol }},
+	{"NODE", func(b api.Backend) string { return b.Node }},
+	{"WEIGHT", func(b api.Backend) string { return strconv.Itoa(b.Weight) }},
+	{"SHARE", func(b api.Backend) string { return percent(b.Share) }},
+	{"ACTIVE", func(b api.Backend) string { return strconv.FormatUint(b.ActiveConnections, 10) }},
+	{"TOTAL", func(b api.Backend) string { return strconv.FormatUint(b.TotalConnections, 10) }},
+	{"LATENCY", func(b api.Backend) string { return latency(b.Latency) }},
+	{"STATE", func(b api.Backend) string { return b.State }},
+	{"SINCE", func(b api.Backend) string { return b.Since.Format(time.RFC3339) }},
+}
+
+// percent shows a share; none is nothing.
+func percent(share *float64) string {
+	if share == nil {
+		return ""
+	}
+	return strconv.FormatFloat(100**share, 'f', 1, 64) + "%"
+}
+
+// latency shows a time in seconds; one that was not measured is nothing.
+func latency(seconds *float64) string {
+	if seconds == nil {
+		return ""
+	}
+	return time.Duration(*seconds * float64(time.Second)).Round(time.Microsecond).String()
 }
 
 func newServiceApply(a *app) *cobra.Command {

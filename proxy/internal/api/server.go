@@ -44,6 +44,7 @@ type Datapath interface {
 	Backends() (map[uint32]datapath.Backend, error)
 	Service(id uint32) (datapath.Service, error)
 	BackendStat(id uint32) datapath.BackendStat
+	ReadRegion(r datapath.Region) ([]uint32, error)
 	Rooms() (map[datapath.Room]datapath.RoomStat, error)
 	Pairs(yield func(datapath.Pair) bool) error
 }
@@ -151,7 +152,9 @@ func (s *Server) service(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.answer(w, r, serviceRow(svc, s.backendRows(svc.Name)), nil)
+	rows := s.backendRows(svc.Name)
+	err = s.addShares(svc, rows)
+	s.answer(w, r, serviceRow(svc, rows), err)
 }
 
 func (s *Server) backends(w http.ResponseWriter, r *http.Request) {

@@ -37,6 +37,13 @@ type Backend struct {
 	ActiveConnections uint64     `json:"activeConnections"`
 	TotalConnections  uint64     `json:"totalConnections"`
 	Local             bool       `json:"local"` // a container attached on this node
+
+	// Share is the part of new connections that the table gives it; of `service get` only.
+	Share *float64 `json:"share,omitempty"`
+	// Latency is what the datapath saw it take to answer, lately; null if it was not measured yet.
+	Latency *float64 `json:"latencySeconds"`
+	// Since is when it got its state; of a proxy that restarts, when it started.
+	Since time.Time `json:"since"`
 }
 
 // Endpoint is one attached container interface of this node.

@@ -79,6 +79,7 @@ func rows(svc *state.Service, in reconcile.Service) []view.Backend {
 			row := view.Backend{
 				Service: svc.Spec.Name, Address: b.Address, Port: t.Port, Protocol: t.Protocol, Node: b.Node,
 				Weight: b.Weight, State: b.State, Local: b.Local(), Endpoint: b.Endpoint,
+				Since: b.Since,
 			}
 			if !b.Remote {
 				row.ID = in.Backends[t]

@@ -35,6 +35,7 @@ func (s *Store) merge(before *Snapshot) *Snapshot {
 		d := &s.services[i]
 		backends := m.backends(&d.Spec, s)
 		prev := old.find(d.Spec.Name)
+		s.date(backends, prev)
 		if prev != nil && prev.File == d.File && sameSpec(&prev.Spec, &d.Spec) && slices.Equal(prev.Backends, backends) {
 			next.Services = append(next.Services, prev)
 			continue
@@ -43,6 +44,23 @@ func (s *Store) merge(before *Snapshot) *Snapshot {
 	}
 	s.dropEnded(next)
 	return next
+}
+
+// date says since when backends have their states: prev is the service as it was, or nil.
+func (s *Store) date(backends []Backend, prev *Service) {
+	now := s.now()
+	var before []Backend
+	if prev != nil {
+		before = prev.Backends
+	}
+	for i := range backends {
+		b := &backends[i]
+		at, known := slices.BinarySearchFunc(before, b, func(a Backend, b *Backend) int { return compareBackends(&a, b) })
+		b.Since = now
+		if known && before[at].State == b.State && before[at].Endpoint == b.Endpoint {
+			b.Since = before[at].Since
+		}
+	}
 }
 
 // walker finds services of a sorted list by rising names.
@@ -149,10 +167,12 @@ func (m *merger) backends(spec *lb.Service, s *Store) []Backend {
 		}
 		s.judge(spec.Name, b)
 	}
-	slices.SortFunc(m.scratch, func(a, b Backend) int {
-		return cmp.Or(a.Address.Compare(b.Address), compareText(a.Node, b.Node))
-	})
+	slices.SortFunc(m.scratch, func(a, b Backend) int { return compareBackends(&a, &b) })
 	return m.scratch
+}
+
+func compareBackends(a, b *Backend) int {
+	return cmp.Or(a.Address.Compare(b.Address), compareText(a.Node, b.Node))
 }
 
 // listed is a backend of the file. If it is a container attached here, packets go straight there.

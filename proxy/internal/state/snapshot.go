@@ -8,6 +8,7 @@ package state
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
@@ -76,6 +77,8 @@ type Backend struct {
 	Ejected bool
 	// Trial says that it is back from ejection, for one flow at a time.
 	Trial bool
+	// Since is when this process saw it get the state that it has.
+	Since time.Time
 }
 
 // Key names the backend in tables, the same on every node that sees it under this name.

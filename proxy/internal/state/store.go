@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
@@ -14,6 +15,7 @@ import (
 type Store struct {
 	node    string
 	log     *slog.Logger
+	now     func() time.Time
 	changed chan struct{}
 	current atomic.Pointer[Snapshot]
 
@@ -35,6 +37,7 @@ func New(node, stateDir string, timeouts lb.Timeouts, log *slog.Logger) *Store {
 	s := &Store{
 		node:     node,
 		log:      log,
+		now:      time.Now,
 		timeouts: timeouts,
 		changed:  make(chan struct{}, 1),
 	}

@@ -127,8 +127,9 @@ type Backend struct {
 	Node     string // empty for backends that no node owns
 	Weight   int
 	State    lb.State
-	Local    bool   // a container attached on this node
-	Endpoint string // registry.Endpoint.ID of it
+	Local    bool      // a container attached on this node
+	Endpoint string    // registry.Endpoint.ID of it
+	Since    time.Time // when it got its state, as far as this process knows
 }
 
 // Endpoint is a container attached here.

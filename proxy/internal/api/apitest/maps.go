@@ -53,7 +53,7 @@ func NewMaps() *Maps {
 		Generations: map[uint32]uint32{10: 1, 11: 1, 12: 1, 13: 1, 14: 1},
 		stats: map[uint32]datapath.BackendStat{
 			10: {Active: 0, Total: 41, Packets: 400, Bytes: 40000},
-			12: {Active: 1, Total: 2, Packets: 5, Bytes: 500},
+			12: {Active: 1, Total: 2, Packets: 5, Bytes: 500, SYNLatency: 40 * time.Microsecond, FirstLatency: 1500 * time.Microsecond},
 			13: {Active: 1, Total: 1},
 			14: {Total: 3, Packets: 30, Bytes: 3000},
 		},
@@ -87,6 +87,24 @@ func (m *Maps) Frontends() (map[lb.Frontend]datapath.Frontend, error) {
 		{VIP: netip.MustParseAddr("198.51.100.53"), Port: 53, Protocol: lb.UDP}: dns,
 		{VIP: netip.MustParseAddr("198.51.100.99"), Port: 9, Protocol: lb.TCP}:  {Service: 3},
 	}, nil
+}
+
+// ReadRegion returns the tables of Frontends: web's has three slots of its first seat for one of its
+// second one.
+func (m *Maps) ReadRegion(r datapath.Region) ([]uint32, error) {
+	switch r.Offset {
+	case 256:
+		return []uint32{10, 12}, nil
+	case 400:
+		return []uint32{13}, nil
+	}
+	out := make([]uint32, r.Len)
+	for i := range out {
+		if r.Offset == 0 && i%4 == 3 {
+			out[i] = 1
+		}
+	}
+	return out, nil
 }
 
 // Backends returns a record for each of Generations.

@@ -74,11 +74,11 @@ func NewView() *View {
 		},
 		// Not in the order of the listing.
 		BackendValues: []view.Backend{
-			{ID: 12, Service: "web", Address: addr("2001:db8::5"), Port: 8080, Protocol: lb.TCP, Node: "node-a", Weight: 100, Local: true, Endpoint: "e1"},
-			{ID: 11, Service: "web", Address: addr("203.0.113.7"), Port: 8080, Protocol: lb.TCP, Weight: 50, State: lb.Draining},
-			{ID: 10, Service: "web", Address: addr("192.0.2.105"), Port: 8080, Protocol: lb.TCP, Node: "node-a", Weight: 100, Local: true, Endpoint: "e1"},
-			{ID: 13, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.UDP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2"},
-			{ID: 14, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.TCP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2"},
+			{ID: 12, Service: "web", Address: addr("2001:db8::5"), Port: 8080, Protocol: lb.TCP, Node: "node-a", Weight: 100, Local: true, Endpoint: "e1", Since: Now.Add(-time.Hour)},
+			{ID: 11, Service: "web", Address: addr("203.0.113.7"), Port: 8080, Protocol: lb.TCP, Weight: 50, State: lb.Draining, Since: Now.Add(-time.Hour)},
+			{ID: 10, Service: "web", Address: addr("192.0.2.105"), Port: 8080, Protocol: lb.TCP, Node: "node-a", Weight: 100, Local: true, Endpoint: "e1", Since: Now.Add(-time.Hour)},
+			{ID: 13, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.UDP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2", Since: Now.Add(-time.Hour)},
+			{ID: 14, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.TCP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2", Since: Now.Add(-time.Hour)},
 			{ID: 0, Service: "late", Address: addr("192.0.2.107"), Port: 1, Protocol: lb.TCP},
 		},
 		EndpointValues: endpoints(),
