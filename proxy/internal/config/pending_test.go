@@ -20,14 +20,13 @@ func TestPendingNamesWhatIsNotInEffect(t *testing.T) {
 }
 
 func TestPendingInNamesWhatAServiceWaitsFor(t *testing.T) {
-	plain := lb.Service{Scheduler: lb.Random, HealthCheck: lb.HealthCheck{Type: "http"}, Backends: []lb.Backend{{Address: netip.MustParseAddr("192.0.2.1"), Node: "here"}}}
+	plain := lb.Service{Scheduler: lb.Random, HealthCheck: lb.HealthCheck{Type: "http"}, Outlier: lb.Outlier{Enabled: true}, Backends: []lb.Backend{{Address: netip.MustParseAddr("192.0.2.1"), Node: "here"}}}
 	if got := PendingIn(&plain, "here"); len(got) != 0 {
 		t.Errorf("plain service: %v", got)
 	}
 	for want, change := range map[string]func(*lb.Service){
 		"least-conn": func(s *lb.Service) { s.Scheduler = lb.LeastConn },
 		"affinity":   func(s *lb.Service) { s.Affinity.Mode = lb.AffinityClientIP },
-		"outlier":    func(s *lb.Service) { s.Outlier.Enabled = true },
 		"dsr":        func(s *lb.Service) { s.DSR = true },
 		"accelerate": func(s *lb.Service) { s.Accelerate = true },
 		"another node": func(s *lb.Service) {

@@ -27,6 +27,7 @@ type Store struct {
 	timeouts     lb.Timeouts
 	overrides    overrides
 	unhealthy    map[HealthRef]struct{}
+	ejections    map[HealthRef]Ejection
 }
 
 // New returns a store for the node of that name. Drains and weights set by command are read from
