@@ -117,16 +117,23 @@ func (f *waitFlag) Type() string { return "duration" }
 
 // waitDrained returns when the backends have no connections left. Zero means no limit.
 func (a *app) waitDrained(ctx context.Context, service, word string, done api.Overridden, timeout time.Duration) error {
+	client := a.client()
+	return waitQuiet(ctx, timeout, func() (uint64, error) {
+		return connectionsLeft(ctx, client, service, done)
+	}, fmt.Sprintf("backend %s of service %s", word, service))
+}
+
+// waitQuiet returns when nothing is left, or after the timeout, if that is not 0, with its own status.
+func waitQuiet(ctx context.Context, timeout time.Duration, count func() (uint64, error), who string) error {
 	var limit <-chan time.Time
 	if timeout > 0 {
 		limit = time.After(timeout)
 	}
 	poll := time.NewTicker(drainPoll)
 	defer poll.Stop()
-	client := a.client()
 	// Two looks without a connection: one that was shaking hands when the drain came is none yet.
 	for quiet := 0; ; {
-		left, err := connectionsLeft(ctx, client, service, done)
+		left, err := count()
 		if err != nil {
 			return err
 		}
@@ -137,10 +144,12 @@ func (a *app) waitDrained(ctx context.Context, service, word string, done api.Ov
 			return nil
 		}
 		select {
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-poll.C:
 		case <-limit:
-			return &statusError{exitTimeout, fmt.Errorf("backend %s of service %s still has %s after %s: wait longer, or stop it anyway",
-				word, service, counted(int(left), "connection"), timeout)}
+			return &statusError{exitTimeout, fmt.Errorf("%s still has %s after %s: wait longer, or stop it anyway",
+				who, counted(int(left), "connection"), timeout)}
 		}
 	}
 }

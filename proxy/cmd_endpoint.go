@@ -22,8 +22,8 @@ func shortID(id string) string {
 }
 
 func newEndpoint(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "endpoint", Short: "List the attached containers of this node", RunE: group}
-	cmd.AddCommand(newEndpointList(a))
+	cmd := &cobra.Command{Use: "endpoint", Short: "List the attached containers of this node, drain them", RunE: group}
+	cmd.AddCommand(newEndpointList(a), newEndpointDrain(a), newEndpointUndrain(a))
 	return cmd
 }
 

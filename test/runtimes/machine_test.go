@@ -250,6 +250,7 @@ type backend struct {
 	Address string
 	Port    int
 	Weight  int
+	State   string
 	Local   bool
 }
 

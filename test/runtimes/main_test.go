@@ -90,7 +90,7 @@ func makeRoot(root string) error {
 	if err := os.WriteFile(filepath.Join(root, "bin", "busybox"), data, 0o755); err != nil {
 		return err
 	}
-	for _, applet := range []string{"sh", "sleep", "httpd", "wget", "cat", "ip", "timeout", "nc", "dd"} {
+	for _, applet := range []string{"sh", "sleep", "httpd", "wget", "cat", "ip", "timeout", "nc", "dd", "mkdir", "chmod"} {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
 			return err
 		}

@@ -31,7 +31,8 @@ type View struct {
 	FileValues      []string
 	StatusValue     view.Status
 	ApplyErr        error
-	BackendsChanged func(v *View) // called by SetDrain and SetWeight
+	BackendsChanged func(v *View)                      // called by SetDrain and SetWeight
+	KnowsBackend    func(service, backend string) bool // instead of web-1 of web alone
 
 	mu    sync.Mutex
 	calls []string // guarded by mu
@@ -190,13 +191,13 @@ func (v *View) Delete(_ context.Context, service string) error {
 	return fmt.Errorf("service %q: %w", service, view.ErrNoService)
 }
 
-// SetDrain knows the backend web-1 of web alone.
+// SetDrain knows the backend web-1 of web alone, or those of KnowsBackend.
 func (v *View) SetDrain(_ context.Context, service, backend string, drain bool) error {
 	v.called("drain %s %s %t", service, backend, drain)
 	return v.changed(service, backend)
 }
 
-// SetWeight knows the backend web-1 of web alone.
+// SetWeight knows the same backends.
 func (v *View) SetWeight(_ context.Context, service, backend string, weight *int) error {
 	if weight == nil {
 		v.called("weight %s %s default", service, backend)
@@ -207,7 +208,11 @@ func (v *View) SetWeight(_ context.Context, service, backend string, weight *int
 }
 
 func (v *View) changed(service, backend string) error {
-	if service != "web" || backend != "web-1" {
+	known := service == "web" && backend == "web-1"
+	if v.KnowsBackend != nil {
+		known = v.KnowsBackend(service, backend)
+	}
+	if !known {
 		return fmt.Errorf("backend %q of service %q: %w", backend, service, view.ErrNoBackend)
 	}
 	if v.BackendsChanged != nil {
