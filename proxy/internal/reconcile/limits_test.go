@@ -265,8 +265,8 @@ func TestFiveThousandServicesFitInMemory(t *testing.T) {
 	}
 }
 
-func BenchmarkLoadFiveThousandServices(b *testing.B) {
-	services := define(many(5000, 5))
+func BenchmarkLoadTenThousandServices(b *testing.B) {
+	services := define(many(10000, 10))
 	for b.Loop() {
 		n := newNode(b, datapath.Sizes{})
 		n.store.SetEndpoints(nil)

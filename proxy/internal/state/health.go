@@ -24,8 +24,22 @@ func (s *Store) SetUnhealthy(unhealthy map[HealthRef]struct{}) {
 	if maps.Equal(s.unhealthy, unhealthy) {
 		return
 	}
+	touched := servicesOf(s.unhealthy, unhealthy)
 	s.unhealthy = unhealthy
-	s.publish()
+	s.publish(touched)
+}
+
+// servicesOf returns the services whose part of two sets differs.
+func servicesOf[V comparable](a, b map[HealthRef]V) map[string]bool {
+	out := make(map[string]bool)
+	for _, sets := range [...][2]map[HealthRef]V{{a, b}, {b, a}} {
+		for ref, v := range sets[0] {
+			if other, ok := sets[1][ref]; !ok || other != v {
+				out[ref.Service] = true
+			}
+		}
+	}
+	return out
 }
 
 // Ejection is what follows from what clients met at a backend.
@@ -45,8 +59,9 @@ func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
 	if maps.Equal(s.ejections, ejections) {
 		return
 	}
+	touched := servicesOf(s.ejections, ejections)
 	s.ejections = ejections
-	s.publish()
+	s.publish(touched)
 }
 
 // judge puts what health checks and clients say beside what was asked for. s.mu is held.
