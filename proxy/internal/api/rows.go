@@ -3,7 +3,6 @@ package api
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -77,7 +76,7 @@ func (s *Server) backendRows(service string) []Backend {
 		}
 		stat := s.datapath.BackendStat(b.ID)
 		out = append(out, Backend{
-			Service: b.Service, Address: b.Address, Port: b.Port, Protocol: b.Protocol.String(),
+			id: b.ID, Service: b.Service, Address: b.Address, Port: b.Port, Protocol: b.Protocol.String(),
 			Node: b.Node, Weight: b.Weight, State: b.State.String(), Local: b.Local,
 			ActiveConnections: stat.Active, TotalConnections: stat.Total,
 			Latency: latencyOf(stat), Since: b.Since.UTC().Truncate(time.Second),
@@ -97,55 +96,6 @@ func latencyOf(stat datapath.BackendStat) *float64 {
 	}
 	seconds := (stat.SYNLatency + stat.FirstLatency).Round(time.Microsecond).Seconds()
 	return &seconds
-}
-
-// addShares fills in what part of new connections the tables in the maps give to each backend.
-func (s *Server) addShares(svc view.Service, rows []Backend) error {
-	shares, err := s.shares(svc.ID)
-	if err != nil {
-		return err
-	}
-	for _, b := range s.view.Backends(svc.Name) {
-		i := slices.IndexFunc(rows, func(r Backend) bool {
-			return b.ID != 0 && r.Address == b.Address && r.Port == b.Port && r.Protocol == b.Protocol.String() && r.Node == b.Node
-		})
-		if i >= 0 {
-			share := math.Round(shares[b.ID]*1e4) / 1e4
-			rows[i].Share = &share
-		}
-	}
-	return nil
-}
-
-// shares returns the part of a service's tables that backend ids have.
-func (s *Server) shares(service uint32) (map[uint32]float64, error) {
-	frontends, err := s.datapath.Frontends()
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[uint32]float64)
-	done := make(map[datapath.Region]bool)
-	for _, f := range frontends {
-		if f.Kind != datapath.KindService || f.Service != service || f.Table.Len == 0 || done[f.Members] {
-			continue
-		}
-		done[f.Members] = true
-		positions, err := s.datapath.ReadRegion(f.Table)
-		if err != nil {
-			return nil, err
-		}
-		members, err := s.datapath.ReadRegion(f.Members)
-		if err != nil {
-			return nil, err
-		}
-		slots := f.Unpack(positions)[f.Head:]
-		for _, seat := range slots {
-			if int(seat) < len(members) {
-				out[members[seat]] += 1 / float64(len(slots))
-			}
-		}
-	}
-	return out, nil
 }
 
 // endpointRows returns the rows of the endpoint listing, by container id and interface name.

@@ -153,7 +153,7 @@ func (s *Server) service(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rows := s.backendRows(svc.Name)
-	err = s.addShares(svc, rows)
+	err = s.addShares(svc.ID, rows)
 	s.answer(w, r, serviceRow(svc, rows), err)
 }
 

@@ -42,8 +42,11 @@ type Backend struct {
 	Share *float64 `json:"share,omitempty"`
 	// Latency is what the datapath saw it take to answer, lately; null if it was not measured yet.
 	Latency *float64 `json:"latencySeconds"`
-	// Since is when it got its state; of a proxy that restarts, when it started.
+	// Since is when it got its state, as far as the proxy knows: what it found when it started has that
+	// time, but an unhealthy backend the time of its report, which outlives the proxy.
 	Since time.Time `json:"since"`
+
+	id uint32 // in the maps
 }
 
 // Endpoint is one attached container interface of this node.

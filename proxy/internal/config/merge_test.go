@@ -171,6 +171,9 @@ func TestPoolVIPIsNotTakenAway(t *testing.T) {
 	if got := running(now); !slices.Equal(got, []string{"b.yaml: api 10.96.0.8", "m.yaml: auto"}) {
 		t.Error(got)
 	}
+	// Coming later in lexical order gives nobody more of a right to it.
+	_, findings = Merge(now, parsed(directory{"b.yaml": svc("api 10.96.0.8"), "m.yaml": auto, "z.yaml": svc("web 10.96.0.7")}), env)
+	expect(t, findings, `z.yaml:2:43: services[0].vips[0]: VIP 10.96.0.7 is taken by service "auto" of m.yaml: choose another one`)
 	// Another service of the same file is refused it too; the holder itself may name it.
 	_, findings = Merge(now, parsed(directory{"m.yaml": auto[:len(auto)-2] + ", {name: web, ports: [{port: 80}], vips: [10.96.0.7]}]\n"}), env)
 	expect(t, findings, `m.yaml:1:87: services[1].vips[0]: VIP 10.96.0.7 is taken by service "auto" of m.yaml: choose another one`)

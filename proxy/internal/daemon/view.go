@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -62,7 +63,32 @@ func (p *proxy) Backends(service string) []view.Backend {
 			out = append(out, rows(svc, p.reconcile.Service(svc.Spec.Name))...)
 		}
 	}
+	backdate(out, p.unhealthy())
 	return out
+}
+
+// backdate says since when unhealthy backends are: reports outlive the proxy, the state's time does not.
+func backdate(rows []view.Backend, reports []view.Unhealthy) {
+	if len(reports) == 0 {
+		return
+	}
+	type key struct {
+		service, node string
+		address       netip.Addr
+	}
+	since := make(map[key]time.Time, len(reports))
+	for _, r := range reports {
+		k := key{r.Service, r.Node, r.Address}
+		if at, twice := since[k]; !twice || r.Since.Before(at) {
+			since[k] = r.Since
+		}
+	}
+	for i := range rows {
+		b := &rows[i]
+		if at, ok := since[key{b.Service, b.Node, b.Address}]; ok && b.State == lb.Unhealthy {
+			b.Since = at
+		}
+	}
 }
 
 // rows returns a row for each backend and target port of a service.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
 )
@@ -28,6 +29,20 @@ func (e *emitter) emit(f *family, s *scrape) {
 
 // sample writes one value of a gauge or counter; label values come in the family's order.
 func (e *emitter) sample(value uint64, labels ...string) {
+	e.head(labels)
+	e.line = append(strconv.AppendUint(e.line, value, 10), '\n')
+	_, _ = e.out.Write(e.line)
+}
+
+// seconds writes one value of a gauge of time.
+func (e *emitter) seconds(value time.Duration, labels ...string) {
+	e.head(labels)
+	e.line = append(strconv.AppendFloat(e.line, value.Seconds(), 'g', -1, 64), '\n')
+	_, _ = e.out.Write(e.line)
+}
+
+// head begins a line with the name and labels of a sample.
+func (e *emitter) head(labels []string) {
 	e.line = append(e.line[:0], e.family.name...)
 	for i, label := range labels {
 		separator := byte(',')
@@ -40,8 +55,7 @@ func (e *emitter) sample(value uint64, labels ...string) {
 	if len(labels) > 0 {
 		e.line = append(e.line, '}')
 	}
-	e.line = append(strconv.AppendUint(append(e.line, ' '), value, 10), '\n')
-	_, _ = e.out.Write(e.line)
+	e.line = append(e.line, ' ')
 }
 
 // timing writes a summary without quantiles.

@@ -21,6 +21,7 @@ type family struct {
 // families are what a scrape shows from the start, with or without samples, by name.
 var families = []family{
 	{"tclb_active_connections", "Connections whose handshake is complete and that have not ended.", "gauge", []string{"service", "backend"}, writeActive},
+	{"tclb_backend_latency_seconds", "Time a backend took lately to answer a SYN and a first request; 0 if never measured.", "gauge", []string{"service", "backend"}, writeLatency},
 	{"tclb_backends", "Backends by what they may be given; one per service, address, port and protocol.", "gauge", []string{"service", "state"}, writeBackends},
 	{"tclb_build_info", "1, labelled with the version of the running proxy.", "gauge", []string{"version", "goversion"}, writeBuildInfo},
 	{"tclb_bytes_total", "Bytes of IP packets of both directions.", "counter", []string{"service", "backend"}, writeBytes},
@@ -115,6 +116,12 @@ func writeMovedSlots(s *scrape, e *emitter) {
 func writeActive(s *scrape, e *emitter) {
 	for _, t := range s.traffic {
 		e.sample(t.active, t.service, t.backend)
+	}
+}
+
+func writeLatency(s *scrape, e *emitter) {
+	for _, t := range s.traffic {
+		e.seconds(t.latency, t.service, t.backend)
 	}
 }
 

@@ -3,6 +3,7 @@ package metrics
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
@@ -19,6 +20,7 @@ type trafficKey struct {
 type labelledTraffic struct {
 	trafficKey
 	traffic
+	latency time.Duration // to answer a SYN and a first request; 0 = never measured
 }
 
 // traffic is what went through a backend. active comes and goes; the rest only rises.
@@ -70,10 +72,11 @@ func (r *trafficReader) read(rows []view.Backend) ([]labelledTraffic, error) {
 		key := trafficKey{row.Service, netip.AddrPortFrom(row.Address, row.Port).String()}
 		if known, ok := at[key]; ok {
 			out[known].add(t)
+			out[known].latency = max(out[known].latency, stat.SYNLatency+stat.FirstLatency)
 			continue
 		}
 		at[key] = len(out)
-		out = append(out, labelledTraffic{key, t})
+		out = append(out, labelledTraffic{key, t, stat.SYNLatency + stat.FirstLatency})
 	}
 	r.last = last
 	return out, nil

@@ -153,6 +153,45 @@ func TestFaultsAreRetriedAndHealed(t *testing.T) {
 	}
 }
 
+func TestLateDeletionSparesWhoGotTheVIP(t *testing.T) {
+	key := lb.Frontend{VIP: addr("10.96.0.1"), Port: 80, Protocol: lb.TCP}
+	tests := map[string][]lb.Service{ // what runs when the deletion of a's keys fails
+		"its service is gone":         {web("other", "10.96.0.9", 1)},
+		"its service has another one": {web("a", "10.96.0.2", 2), web("other", "10.96.0.9", 1)},
+	}
+	for name, services := range tests {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, datapath.Sizes{})
+			n.apply([]lb.Service{web("a", "10.96.0.1", 2), web("other", "10.96.0.9", 1)})
+			n.ok()
+			failed := 0
+			n.maps.Fail = func(op string, _ any) error {
+				if op == "DeleteFrontends" {
+					failed++
+					return errInjected
+				}
+				return nil
+			}
+			n.apply(services)
+			if _, there := n.frontends()[key]; failed == 0 || !there {
+				t.Fatalf("%d deletions failed, key there: %t", failed, there)
+			}
+			n.maps.Fail = nil
+			heir := webOf("b", "10.96.0.1", "203.0.113.1")
+			n.apply(append(slices.Clone(services), heir))
+			n.now = n.now.Add(time.Hour)
+			n.rec.Retry()
+			n.ok()
+			if got := n.frontend("10.96.0.1"); got.Service != n.rec.Service("b").ID {
+				t.Fatalf("the VIP is service %d's, want %d's: the late deletion took it away", got.Service, n.rec.Service("b").ID)
+			}
+			if got := n.table("10.96.0.1"); len(got) == 0 || got[0] != "203.0.113.1" {
+				t.Errorf("its table leads to %v", got)
+			}
+		})
+	}
+}
+
 // live returns what packets can look up, without ids.
 func live(m *dptest.Maps) []string {
 	var out []string
