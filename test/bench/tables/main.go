@@ -34,7 +34,9 @@ var events = []event{
 }
 
 // builder makes tables of one kind, each from the one before.
-type builder interface{ table(members []member) []string }
+type builder interface {
+	table(members []member) []string
+}
 
 // ours is a service's table as the proxy keeps it.
 type ours struct{ base sched.Base }
