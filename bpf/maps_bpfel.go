@@ -250,7 +250,7 @@ type MapsFrontend struct {
 	Kind       uint8
 	Scheduler  uint8
 	Flags      uint8
-	Pad        uint8
+	Narrow     uint8
 }
 
 type MapsFrontendFlag uint32

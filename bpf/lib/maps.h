@@ -61,7 +61,7 @@ struct {
 	__uint(max_entries, 1);
 } backend_stats SEC(".maps");
 
-/* arena: all lookup tables and seat lists, 16 positions a cache line.
+/* arena: all lookup tables (up to four slots a position) and seat lists, 16 positions a cache line.
  * Written by:  the proxy, through mmap, in regions that no frontend points to
  * Lifetime:    a region is reused only after a grace time
  */

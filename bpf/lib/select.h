@@ -84,6 +84,14 @@ static __always_inline __u32 select_arena(__u32 at)
 	return l ? l->at[at & (ARENA_LINE - 1)] : 0;
 }
 
+/* select_table returns the seat in a slot. */
+static __always_inline __u32 select_table(const struct frontend *f, __u32 slot)
+{
+	__u32 word = select_arena(f->table + (slot >> f->narrow)), bits = 32 >> f->narrow;
+
+	return word >> (slot & ((1 << f->narrow) - 1)) * bits & (__u32)((1ULL << bits) - 1);
+}
+
 /* Whom a new flow asks for. */
 struct wish {
 	__u32 now;   /* tick */
@@ -146,7 +154,7 @@ __noinline int select_seat(const struct frontend *f, __u32 seat, const struct wi
 static __always_inline int select_slot(const struct frontend *f, __u32 slot, const struct wish *w,
 				       struct share *share)
 {
-	return select_seat(f, select_arena(f->table + slot), w, share);
+	return select_seat(f, select_table(f, slot), w, share);
 }
 
 /* select_walk fills share with the first that may take the flow: a slot's owner, then along the walk
@@ -157,7 +165,7 @@ __noinline int select_walk(const struct frontend *f, __u32 slot, const struct wi
 {
 	if (!f || !w || !share)
 		return 0;
-	if (select_look(f, select_arena(f->table + slot), w, share))
+	if (select_look(f, select_table(f, slot), w, share))
 		return 1;
 	for (__u32 i = 1; i <= SELECT_WALK; i++)
 		if (select_slot(f, select_next(f, slot, i), w, share))

@@ -217,7 +217,7 @@ enum frontend_flag {
 /* Swapped whole: a packet sees the old tables or the new ones, never a mix. */
 struct frontend {
 	__u32 service;	   /* service id */
-	__u32 table;	   /* arena position of slot 0 */
+	__u32 table;	   /* arena position where the slots begin */
 	__u32 table_len;   /* slots; 0: no backends */
 	__u32 members;	   /* arena position of: seat -> backend id */
 	__u32 members_len; /* seats */
@@ -228,7 +228,7 @@ struct frontend {
 	__u8 kind;	   /* enum frontend_kind */
 	__u8 scheduler;	   /* lb.Scheduler */
 	__u8 flags;	   /* enum frontend_flag */
-	__u8 pad;
+	__u8 narrow;	   /* an arena position holds 1 << narrow slots: 1, 2 or 4 */
 };
 
 enum scheduler {

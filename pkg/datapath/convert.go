@@ -64,8 +64,11 @@ func frontendKeyFrom(k bpf.MapsFrontendKey) lb.Frontend {
 func frontendTo(f Frontend) bpf.MapsFrontend {
 	v := bpf.MapsFrontend{
 		Service: f.Service, Epoch: f.Epoch, Kind: uint8(f.Kind), Scheduler: uint8(f.Scheduler),
-		Table: f.Table.Offset, TableLen: f.Table.Len, Members: f.Members.Offset, MembersLen: f.Members.Len,
+		Table: f.Table.Offset, TableLen: f.Slots, Narrow: f.Narrow, Members: f.Members.Offset, MembersLen: f.Members.Len,
 		Group: f.Group, Weight: f.Weight, Head: f.Head,
+	}
+	if f.Slots == 0 {
+		v.TableLen = f.Table.Len
 	}
 	set := func(on bool, flag bpf.MapsFrontendFlag) {
 		if on {
@@ -85,7 +88,7 @@ func frontendFrom(v bpf.MapsFrontend) Frontend {
 		Affinity: v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_AFFINITY) != 0,
 		Listed:   v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_LISTED) != 0,
 		Group:    v.Group, Weight: v.Weight, Head: v.Head,
-		Table:   Region{v.Table, v.TableLen},
+		Table: Region{v.Table, packedLen(v.TableLen, v.Narrow)}, Slots: v.TableLen, Narrow: v.Narrow,
 		Members: Region{v.Members, v.MembersLen},
 	}
 }

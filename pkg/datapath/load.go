@@ -14,10 +14,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/tc-loadbalancer/tclb/bpf"
@@ -53,6 +55,8 @@ type Datapath struct {
 	progs map[string]*ebpf.Program
 	mem   mappings
 	sweep sweepCursor
+
+	current bool // the programs were loaded from this binary just now
 }
 
 // Dir returns the pin directory of this layout below bpffs.
@@ -108,7 +112,10 @@ func Load(o Options) (*Datapath, error) {
 	if o.Log != nil {
 		o.Log.Info("loaded the datapath", "dir", Dir(o.BPFFS))
 	}
-	return openPins(Dir(o.BPFFS))
+	if d, err = openPins(Dir(o.BPFFS)); err == nil {
+		d.current = true
+	}
+	return d, err
 }
 
 // layouts returns the versions pinned below bpffs, in order.
@@ -281,13 +288,23 @@ func loadPrograms(on map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
 		BucketMask:  on[bpf.MapsMapCtIndex].MaxEntries() - 1,
 	}
 	loaded := map[string]*ebpf.Program{}
+	var mu sync.Mutex // guards loaded
+	var loading errgroup.Group
 	for name, load := range programs {
-		p, err := loadProgram(name, load, config, on)
-		if err != nil {
-			closeAll(loaded)
-			return nil, err
-		}
-		loaded[name] = p
+		loading.Go(func() error { // the verifier takes a while for each
+			p, err := loadProgram(name, load, config, on)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			loaded[name] = p
+			return nil
+		})
+	}
+	if err := loading.Wait(); err != nil {
+		closeAll(loaded)
+		return nil, err
 	}
 	return loaded, nil
 }

@@ -30,7 +30,9 @@ type Frontend struct {
 	Scheduler lb.Scheduler
 	Affinity  bool
 	Allow     bool   // sources are checked against the allow map
-	Table     Region // slot -> seat; Len 0 = no backends
+	Table     Region // slot -> seat, as Pack made it; Len 0 = no backends
+	Slots     uint32 // of Table; 0 = as many as it has positions
+	Narrow    uint8  // a position of Table holds 1 << Narrow slots
 	Listed    bool   // Table is a list that is walked in order; else Len is a power of two
 	Head      uint32 // least-conn: that many slots in front list who serves, a sequence follows
 	Members   Region // seat -> backend id, 0 = none

@@ -10,6 +10,9 @@ import (
 // Upgrade replaces the pinned programs that differ from this binary's by tag, and returns their
 // names. Links still run the old ones until attach.Update is called for each; flows see no gap.
 func (d *Datapath) Upgrade() ([]string, error) {
+	if d.current {
+		return nil, nil
+	}
 	fresh, err := loadPrograms(d.maps)
 	if err != nil {
 		return nil, err

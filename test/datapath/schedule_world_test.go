@@ -61,6 +61,8 @@ func (w *world) scheduled(s schedule) {
 		Members: datapath.Region{Offset: scheduledMembers, Len: uint32(len(seats))},
 	}
 	table := w.tableOf(base, s, &f)
+	f.Slots = uint32(len(table))
+	table, f.Narrow = datapath.Pack(table, len(seats))
 	f.Table = datapath.Region{Offset: scheduledTable, Len: uint32(len(table))}
 	w.check(w.d.WriteRegion(f.Table, table))
 	w.check(w.d.WriteRegion(f.Members, seats))

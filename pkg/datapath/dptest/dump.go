@@ -51,10 +51,9 @@ func (m *Maps) dumpFrontend(out *strings.Builder, key lb.Frontend, f datapath.Fr
 		fmt.Fprintf(out, "frontend %s backend\n", key)
 		return
 	}
-	fmt.Fprintf(out, "frontend %s service=%d %s affinity=%t allow=%t slots=%d", key, f.Service, f.Scheduler, f.Affinity, f.Allow, f.Table.Len)
+	fmt.Fprintf(out, "frontend %s service=%d %s affinity=%t allow=%t slots=%d", key, f.Service, f.Scheduler, f.Affinity, f.Allow, f.Slots)
 	share := make(map[uint32]int)
-	for i := range f.Table.Len {
-		seat := m.arena[f.Table.Offset+i]
+	for _, seat := range f.Unpack(m.arena[f.Table.Offset : f.Table.Offset+f.Table.Len]) {
 		if seat >= f.Members.Len {
 			fmt.Fprintf(out, " BAD-SEAT-%d", seat)
 			continue

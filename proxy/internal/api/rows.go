@@ -130,7 +130,7 @@ func (s *Server) shares(service uint32) (map[uint32]float64, error) {
 			continue
 		}
 		done[f.Members] = true
-		slots, err := s.datapath.ReadRegion(f.Table)
+		positions, err := s.datapath.ReadRegion(f.Table)
 		if err != nil {
 			return nil, err
 		}
@@ -138,7 +138,7 @@ func (s *Server) shares(service uint32) (map[uint32]float64, error) {
 		if err != nil {
 			return nil, err
 		}
-		slots = slots[f.Head:]
+		slots := f.Unpack(positions)[f.Head:]
 		for _, seat := range slots {
 			if int(seat) < len(members) {
 				out[members[seat]] += 1 / float64(len(slots))

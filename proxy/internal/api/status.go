@@ -141,10 +141,14 @@ func problems(st Status, endpoints []view.Endpoint) []string {
 		}
 	}
 	for _, u := range st.Unhealthy[:min(len(st.Unhealthy), maxNames)] {
-		add("service %s: backend %s fails its health checks since %s: %s", u.Service, nodeAddress(u.Node, u.Address), u.Since.UTC().Format(time.RFC3339), u.Reason)
+		what := "fails its health checks"
+		if u.Ejected {
+			what = "is ejected"
+		}
+		add("service %s: backend %s %s since %s: %s", u.Service, nodeAddress(u.Node, u.Address), what, u.Since.UTC().Format(time.RFC3339), strings.TrimPrefix(u.Reason, "ejected: "))
 	}
 	if more := len(st.Unhealthy) - maxNames; more > 0 {
-		add("%d more backends fail their health checks: tclb status -o json names them", more)
+		add("%d more backends are unhealthy: tclb status -o json names them", more)
 	}
 	if len(st.Unattached) > 0 {
 		add("not attached, since they were started before their network was chained to tclb-cni: restart %s", names(st.Unattached))

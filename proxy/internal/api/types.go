@@ -107,7 +107,7 @@ type Status struct {
 	Maps          []MapStatus      `json:"maps"`
 	Findings      []config.Finding `json:"findings"`  // mistakes in tclb.yaml and services files
 	Errors        []ReconcileError `json:"errors"`    // what could not be written into the maps
-	Unhealthy     []Unhealthy      `json:"unhealthy"` // backends that fail their health checks
+	Unhealthy     []Unhealthy      `json:"unhealthy"` // backends that fail their health checks or are ejected
 	Unattached    []Unattached     `json:"unattached"`
 	Problems      []string         `json:"problems"` // whatever somebody should look at, a line each
 }
@@ -127,12 +127,13 @@ type ReconcileError struct {
 	Since   time.Time `json:"since"`
 }
 
-// Unhealthy is a backend that fails its health checks.
+// Unhealthy is a backend that fails its health checks, or is ejected for what its clients met.
 type Unhealthy struct {
 	Service string     `json:"service"`
 	Address netip.Addr `json:"address"`
 	Node    string     `json:"node"`
-	Reason  string     `json:"reason"` // what the last failed probe met
+	Ejected bool       `json:"ejected"`
+	Reason  string     `json:"reason"` // what the last failed probe met, or "ejected: " and what clients met
 	Since   time.Time  `json:"since"`
 }
 

@@ -8,9 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Load reads tclb.yaml. Without findings and error it returns a Config: the defaults where the file
@@ -38,29 +41,46 @@ func ReadDir(dir string, known []File) ([]File, error) {
 		return nil, fmt.Errorf("read services directory: %w", err)
 	}
 	before := byName(known)
-	var files []File
-	for _, e := range entries {
+	read := make([]*File, len(entries)) // nil: does not count
+	var parsing errgroup.Group
+	parsing.SetLimit(runtime.GOMAXPROCS(0))
+	for i, e := range entries {
 		if !Counts(e.Name()) {
 			continue
 		}
-		path := filepath.Join(dir, e.Name())
-		data, err := readRegular(path)
-		if _, gone := os.Lstat(path); err != nil && errors.Is(gone, fs.ErrNotExist) {
-			continue // removed since the directory was listed
-		}
-		old, ok := before[e.Name()]
-		switch {
-		case err != nil:
-			files = append(files, unreadable(e.Name(), path, err))
-		case ok && old.Path == path && old.Data != nil && bytes.Equal(old.Data, data):
-			files = append(files, old)
-		case ok && old.Path == path:
-			files = append(files, ReparseServices(old, data))
-		default:
-			files = append(files, ParseServices(e.Name(), path, data))
+		parsing.Go(func() error {
+			old, ok := before[e.Name()]
+			read[i] = readFile(e.Name(), filepath.Join(dir, e.Name()), old, ok)
+			return nil
+		})
+	}
+	_ = parsing.Wait()
+	var files []File
+	for _, f := range read {
+		if f != nil {
+			files = append(files, *f)
 		}
 	}
 	return files, nil
+}
+
+// readFile reads one file, of which old is what is known; nil if it was removed since it was listed.
+func readFile(name, path string, old File, known bool) *File {
+	data, err := readRegular(path)
+	if _, gone := os.Lstat(path); err != nil && errors.Is(gone, fs.ErrNotExist) {
+		return nil
+	}
+	f := old
+	switch {
+	case err != nil:
+		f = unreadable(name, path, err)
+	case known && old.Path == path && old.Data != nil && bytes.Equal(old.Data, data):
+	case known && old.Path == path:
+		f = ReparseServices(old, data)
+	default:
+		f = ParseServices(name, path, data)
+	}
+	return &f
 }
 
 // Counts says whether a base name is a services file's: *.yaml or *.yml, but no hidden file and no

@@ -31,7 +31,6 @@ func PendingIn(s *lb.Service, node string) []string {
 			out = append(out, fmt.Sprintf(format, args...))
 		}
 	}
-	add(s.Outlier.Enabled, "outlier is not in this release")
 	add(s.DSR, "dsr is not in this release")
 	add(s.Accelerate, "accelerate is not in this release")
 	for _, b := range s.Backends {

@@ -28,6 +28,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/health"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/outlier"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/runtimes"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/source"
@@ -106,6 +107,7 @@ type proxy struct {
 	learner   *runtimes.Learner // labels of containers
 	finder    *runtimes.Finder  // containers that were there first
 	checks    *checks           // of backends' health
+	ejections *ejections        // of those who fail their clients
 	hostKick  chan struct{}     // the host path may be out of date
 	saveKick  chan struct{}     // tables are to be saved
 	passed    *signalAll        // a pass of the reconciler ended
@@ -220,6 +222,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 		Now:      time.Now,
 		Log:      p.Log,
 	})
+	p.ejections = newEjections(p.store, outlier.New(countsOf(p.datapath), p.Log), p.reconcile.Service)
 	p.node.Store(&view.Node{Name: cfg.Node.Name, Reachable: true})
 	p.learner = runtimes.NewLearner(runtimes.Options{
 		Podman: cfg.Runtimes.Podman, Containerd: cfg.Runtimes.Containerd,
@@ -269,6 +272,8 @@ func (p *proxy) run(ctx context.Context) error {
 	g.Go(func() error { return p.saveTables(ctx) })
 	g.Go(func() error { return p.checks.checker.Run(ctx) })
 	g.Go(func() error { return p.checks.follow(ctx, p.passed.next) })
+	g.Go(func() error { return p.ejections.judge.Run(ctx) })
+	g.Go(func() error { return p.ejections.follow(ctx, p.passed.next) })
 	g.Go(func() error { return p.loop(ctx, hup) })
 	p.Log.Info("tclb proxy started", "version", p.Version, "node", p.Node().Name)
 	err := g.Wait()

@@ -35,7 +35,9 @@ func (p *proxy) Services() []view.Service {
 	out := make([]view.Service, 0, len(s.Services))
 	for _, svc := range s.Services {
 		in := p.reconcile.Service(svc.Spec.Name)
-		v := view.Service{Service: svc.Spec, File: svc.File, ID: in.ID, MovedSlots: in.Moved, Probes: view.Probes(p.checks.checker.Counts(svc.Spec.Name))}
+		v := view.Service{Service: svc.Spec, File: svc.File, ID: in.ID, MovedSlots: in.Moved}
+		v.Probes = view.Probes(p.checks.checker.Counts(svc.Spec.Name))
+		v.Ejections = view.Ejections(p.ejections.judge.Tally(svc.Spec.Name))
 		v.Backends = make([]lb.Backend, len(svc.Backends))
 		for i := range svc.Backends {
 			v.Backends[i] = svc.Backends[i].Backend
@@ -147,11 +149,28 @@ func (p *proxy) Status() view.Status {
 	for _, e := range p.reconcile.Errors() {
 		out.Errors = append(out.Errors, view.ServiceError{Service: e.Service, Err: e.Err.Error(), Since: e.Since})
 	}
+	out.Unhealthy = p.unhealthy()
+	return out
+}
+
+// unhealthy returns who fails its health checks and who is ejected, by service, address and node.
+func (p *proxy) unhealthy() []view.Unhealthy {
+	var out []view.Unhealthy
 	for _, r := range p.checks.checker.Unhealthy() {
-		out.Unhealthy = append(out.Unhealthy, view.Unhealthy{
+		out = append(out, view.Unhealthy{
 			Service: r.Service, Address: r.Address, Node: r.Node, Reason: r.Reason, Since: r.Since,
 		})
 	}
+	for _, r := range p.ejections.judge.Outliers() {
+		if !r.Trial {
+			out = append(out, view.Unhealthy{
+				Service: r.Service, Address: r.Address, Node: r.Node, Ejected: true, Reason: "ejected: " + r.Reason, Since: r.Since,
+			})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b view.Unhealthy) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), a.Address.Compare(b.Address), cmp.Compare(a.Node, b.Node))
+	})
 	return out
 }
 

@@ -34,6 +34,8 @@ var families = []family{
 	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
 	{"tclb_health_checks_total", "Health checks of backends by result.", "counter", []string{"service", "result"}, writeHealthChecks},
 	{"tclb_nodes", "Nodes of the cluster by whether they can be reached, this one included.", "gauge", []string{"state"}, writeNodes},
+	{"tclb_outlier_ejected", "Backends that are ejected now for what their clients met.", "gauge", []string{"service"}, writeEjected},
+	{"tclb_outlier_ejections_total", "Ejections of backends by what most of their clients met.", "counter", []string{"service", "reason"}, writeEjections},
 	{"tclb_packets_total", "IP packets of both directions.", "counter", []string{"service", "backend"}, writePackets},
 	{"tclb_ready", "1 from the first full reconcile on.", "gauge", nil, writeReady},
 	{"tclb_reconcile_errors_total", "Errors while the maps were made equal to the desired state.", "counter", nil, writeReconcileErrors},
@@ -194,6 +196,20 @@ func writeHealthChecks(s *scrape, e *emitter) {
 		for i, n := range [...]uint64{svc.Probes.Success, svc.Probes.Failure, svc.Probes.Timeout} {
 			e.sample(n, svc.Name, results[i])
 		}
+	}
+}
+
+func writeEjected(s *scrape, e *emitter) {
+	for _, svc := range s.services {
+		e.sample(uint64(svc.Ejections.Ejected), svc.Name)
+	}
+}
+
+// writeEjections has the known values of the label reason.
+func writeEjections(s *scrape, e *emitter) {
+	for _, svc := range s.services {
+		e.sample(svc.Ejections.Refused, svc.Name, "refused")
+		e.sample(svc.Ejections.Unanswered, svc.Name, "unanswered")
 	}
 }
 

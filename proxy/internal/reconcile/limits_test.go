@@ -72,10 +72,10 @@ func webOf(name, vip, backend string) lb.Service {
 }
 
 func TestFullArenaKeepsTheOldTable(t *testing.T) {
-	n := newNode(t, datapath.Sizes{TableSlots: 1024})
-	n.apply([]lb.Service{web("a", "10.96.0.1", 2)}) // 256 slots and a seat list
+	n := newNode(t, datapath.Sizes{TableSlots: 256})
+	n.apply([]lb.Service{web("a", "10.96.0.1", 2)}) // 256 slots in 64 positions, and a seat list
 	n.ok()
-	n.apply([]lb.Service{web("a", "10.96.0.1", 2), web("b", "10.96.0.2", 5)}) // 512 more
+	n.apply([]lb.Service{web("a", "10.96.0.1", 2), web("b", "10.96.0.2", 5)}) // 128 more
 	n.ok()
 	before := n.table("10.96.0.1")
 	n.apply([]lb.Service{web("a", "10.96.0.1", 3), web("b", "10.96.0.2", 5)})
@@ -265,8 +265,8 @@ func TestFiveThousandServicesFitInMemory(t *testing.T) {
 	}
 }
 
-func BenchmarkLoadFiveThousandServices(b *testing.B) {
-	services := define(many(5000, 5))
+func BenchmarkLoadTenThousandServices(b *testing.B) {
+	services := define(many(10000, 10))
 	for b.Loop() {
 		n := newNode(b, datapath.Sizes{})
 		n.store.SetEndpoints(nil)

@@ -92,7 +92,7 @@ func web(name, vip string, backends int) lb.Service {
 		Members: true,
 	}
 	for i := range backends {
-		s.Backends = append(s.Backends, lb.Backend{Address: addr(fmt.Sprintf("198.51.100.%d", i+1)), Weight: 100})
+		s.Backends = append(s.Backends, lb.Backend{Address: addr(fmt.Sprintf("198.51.%d.%d", 100+(i+1)>>8, (i+1)&255)), Weight: 100})
 	}
 	return s
 }
@@ -121,7 +121,8 @@ func (n *node) table(vip string) []string {
 	if f.Table.Len == 0 {
 		return nil
 	}
-	slots, err := n.maps.ReadRegion(f.Table)
+	positions, err := n.maps.ReadRegion(f.Table)
+	slots := f.Unpack(positions)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -253,11 +253,12 @@ func (r *Reconciler) planFrontends(c *change) {
 			case !c.unplaced[family]:
 				if t.slots.region.Len > 0 {
 					want.Table, want.Members = t.slots.region, t.members[i].region
-					want.Listed, want.Head, want.Weight = t.shape.listed, t.shape.head, t.shape.weight
+					t.shape.put(&want)
 				}
 			case ok && have.Kind == datapath.KindService && have.Service == c.svc.id:
 				want.Table, want.Members = have.Table, have.Members
-				want.Listed, want.Head, want.Weight = have.Listed, have.Head, have.Weight
+				kept := shapeOf(&have)
+				kept.put(&want)
 			default:
 				continue // it would have nobody to send to
 			}

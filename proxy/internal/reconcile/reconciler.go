@@ -165,6 +165,17 @@ type shape struct {
 	listed bool   // in order, as a list
 	head   uint32 // those in front that list who serves
 	weight uint32 // sum over who is in the table
+	slots  uint32
+	narrow uint8
+}
+
+// put says so in a frontend's record.
+func (s *shape) put(f *datapath.Frontend) {
+	f.Listed, f.Head, f.Weight, f.Slots, f.Narrow = s.listed, s.head, s.weight, s.slots, s.narrow
+}
+
+func shapeOf(f *datapath.Frontend) shape {
+	return shape{listed: f.Listed, head: f.Head, weight: f.Weight, slots: f.Slots, narrow: f.Narrow}
 }
 
 // held is a region and what it contains.

@@ -51,7 +51,7 @@ func (r *Reconciler) planTables(c *change, family int, ids map[backendKey]uint32
 }
 
 // build brings the base of a family up to date and returns, seat by seat, the backend there (an index
-// of want.Backends, or -1), and the scheduler's table, which is empty if nobody serves.
+// of want.Backends, or -1), and the scheduler's table, packed, which is empty if nobody serves.
 func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, shape shape, err error) {
 	name := baseName(c.svc.name, family)
 	base, stored, found, err := r.bases.load(name)
@@ -84,7 +84,9 @@ func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, 
 	if err != nil {
 		return nil, nil, shape, err
 	}
-	return seatsOf(base, index), r.slots, shape, nil
+	shape.slots = uint32(len(r.slots))
+	slots, shape.narrow = datapath.Pack(r.slots, len(base.Seats))
+	return seatsOf(base, index), slots, shape, nil
 }
 
 // seatsOf returns the backend in each seat, or -1.

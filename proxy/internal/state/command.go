@@ -54,7 +54,7 @@ func (s *Store) override(service, backend string, change func(*override)) error 
 		s.overrides.by = before
 		return err
 	}
-	s.publish()
+	s.publish(map[string]bool{service: true})
 	return nil
 }
 

@@ -24,21 +24,63 @@ func (s *Store) SetUnhealthy(unhealthy map[HealthRef]struct{}) {
 	if maps.Equal(s.unhealthy, unhealthy) {
 		return
 	}
+	touched := servicesOf(s.unhealthy, unhealthy)
 	s.unhealthy = unhealthy
-	s.publish()
+	s.publish(touched)
 }
 
-// judge puts what health checks say beside what was asked for. s.mu is held.
-func (s *Store) judge(service string, b *Backend) {
-	if len(s.unhealthy) == 0 {
+// servicesOf returns the services whose part of two sets differs.
+func servicesOf[V comparable](a, b map[HealthRef]V) map[string]bool {
+	out := make(map[string]bool)
+	for _, sets := range [...][2]map[HealthRef]V{{a, b}, {b, a}} {
+		for ref, v := range sets[0] {
+			if other, ok := sets[1][ref]; !ok || other != v {
+				out[ref.Service] = true
+			}
+		}
+	}
+	return out
+}
+
+// Ejection is what follows from what clients met at a backend.
+type Ejection uint8
+
+// The ejections.
+const (
+	Ejected Ejection = iota + 1 // it takes no new flows
+	OnTrial                     // one at a time
+)
+
+// SetEjections replaces the set of backends that are ejected or on trial. The caller leaves it alone
+// from then on.
+func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if maps.Equal(s.ejections, ejections) {
 		return
 	}
-	if _, b.Failed = s.unhealthy[b.HealthRef(service)]; b.Failed && b.State == lb.Active {
-		b.State = lb.Unhealthy
-	}
+	touched := servicesOf(s.ejections, ejections)
+	s.ejections = ejections
+	s.publish(touched)
 }
 
-// HealthRef returns the backend's name for SetUnhealthy.
+// judge puts what health checks and clients say beside what was asked for. s.mu is held.
+func (s *Store) judge(service string, b *Backend) {
+	if len(s.unhealthy)+len(s.ejections) == 0 {
+		return
+	}
+	ref := b.HealthRef(service)
+	_, fails := s.unhealthy[ref]
+	ejection := s.ejections[ref]
+	b.Ejected = ejection == Ejected && !fails
+	b.Failed = fails || b.Ejected
+	if b.Failed && b.State == lb.Active {
+		b.State = lb.Unhealthy
+	}
+	b.Trial = ejection == OnTrial && b.Serves()
+}
+
+// HealthRef returns the backend's name for SetUnhealthy and SetEjections.
 func (b *Backend) HealthRef(service string) HealthRef {
 	return HealthRef{Service: service, Node: b.Node, Address: b.Address, Endpoint: b.Endpoint}
 }

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"maps"
+	"strconv"
 	"testing"
 
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -84,6 +86,57 @@ func TestWhoTakesNewFlows(t *testing.T) {
 		for i := range tt.backends {
 			if b := &tt.backends[i]; b.Address.Is4() && resort.Takes(b) != tt.want[i] {
 				t.Errorf("%s: backend %d takes new flows: %t", tt.name, i, !tt.want[i])
+			}
+		}
+	}
+}
+
+func TestEjectedIsUnhealthyAndOnTrialServes(t *testing.T) {
+	d := service("web", "10.96.0.1")
+	for _, b := range []lb.Backend{{Weight: 100}, {Weight: 100}, {Weight: 100, State: lb.Draining}, {}, {Weight: 100, Node: "node-b"}} {
+		b.Address = addr("198.51.100." + strconv.Itoa(len(d.Spec.Backends)+1))
+		d.Spec.Backends = append(d.Spec.Backends, b)
+	}
+	s := newStore(t)
+	s.SetServices([]Definition{d})
+	refs := make([]HealthRef, 5)
+	for i, b := range s.Snapshot().Service("web").Backends {
+		refs[i] = ref(b)
+	}
+	for _, tt := range []struct {
+		name      string
+		unhealthy []HealthRef
+		ejection  Ejection   // of all
+		state     lb.State   // of the first, which nobody wants not to serve
+		want      [5][4]bool // failed, ejected, on trial, able
+	}{
+		{"nobody", nil, 0, lb.Active, [5][4]bool{{3: true}, {3: true}, {}, {}, {}}},
+		{"all ejected", nil, Ejected, lb.Unhealthy, [5][4]bool{{true, true, false, true}, {true, true, false, true}, {true, true}, {true, true}, {true, true}}},
+		{"all ejected, one fails its check too", refs[:1], Ejected, lb.Unhealthy, [5][4]bool{{0: true}, {true, true, false, true}, {true, true}, {true, true}, {true, true}}},
+		{"all on trial", nil, OnTrial, lb.Active, [5][4]bool{{2: true, 3: true}, {2: true, 3: true}, {}, {}, {}}},
+		{"all on trial, one fails its check", refs[:1], OnTrial, lb.Unhealthy, [5][4]bool{{0: true}, {2: true, 3: true}, {}, {}, {}}},
+	} {
+		setUnhealthy(s, tt.unhealthy...)
+		ejections := make(map[HealthRef]Ejection)
+		for _, r := range refs {
+			if tt.ejection != 0 {
+				ejections[r] = tt.ejection
+			}
+		}
+		s.SetEjections(ejections)
+		before := s.Snapshot()
+		s.SetEjections(maps.Clone(ejections))
+		if s.Snapshot() != before {
+			t.Errorf("%s: an equal set made another snapshot", tt.name)
+		}
+		backends := before.Service("web").Backends
+		if backends[0].State != tt.state {
+			t.Errorf("%s: the first is %s, want %s", tt.name, backends[0].State, tt.state)
+		}
+		for i := range backends {
+			b := &backends[i]
+			if got := [4]bool{b.Failed, b.Ejected, b.Trial, b.Able()}; got != tt.want[i] {
+				t.Errorf("%s: backend %d: failed, ejected, on trial, able: %v, want %v", tt.name, i, got, tt.want[i])
 			}
 		}
 	}

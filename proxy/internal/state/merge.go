@@ -13,14 +13,13 @@ import (
 
 func compareText(a, b string) int { return strings.Compare(a, b) }
 
-// merge builds a snapshot from the inputs. Services that came out as before are shared with it.
-func (s *Store) merge(before *Snapshot) *Snapshot {
-	m := merger{
-		node:      s.node,
-		byAddress: newestByAddress(s.endpoints),
-		joined:    make(map[string][]string),
+// merge builds a snapshot from the inputs. Services that came out as before are shared with it; so are
+// all but the touched ones, if touched is not nil.
+func (s *Store) merge(before *Snapshot, touched map[string]bool) *Snapshot {
+	if before != nil && touched != nil {
+		return s.mergeSome(before, touched)
 	}
-	m.collectMembers(s.endpoints)
+	m := s.newMerger()
 	next := &Snapshot{
 		Timeouts:  s.timeouts,
 		Endpoints: slices.Clone(s.endpoints),
@@ -32,18 +31,45 @@ func (s *Store) merge(before *Snapshot) *Snapshot {
 	})
 	old := newWalker(before)
 	for i := range s.services {
-		d := &s.services[i]
-		backends := m.backends(&d.Spec, s)
-		prev := old.find(d.Spec.Name)
-		s.date(backends, prev)
-		if prev != nil && prev.File == d.File && sameSpec(&prev.Spec, &d.Spec) && slices.Equal(prev.Backends, backends) {
-			next.Services = append(next.Services, prev)
-			continue
-		}
-		next.Services = append(next.Services, &Service{Spec: d.Spec, File: d.File, Backends: slices.Clone(backends)})
+		next.Services = append(next.Services, s.mergeService(m, &s.services[i], old.find(s.services[i].Spec.Name)))
 	}
 	s.dropEnded(next)
 	return next
+}
+
+// mergeSome does so after a change that concerns a few services, and neither their definitions nor who
+// is attached.
+func (s *Store) mergeSome(before *Snapshot, touched map[string]bool) *Snapshot {
+	m := s.newMerger()
+	next := *before
+	next.Services = slices.Clone(before.Services)
+	for i, prev := range before.Services {
+		if touched[prev.Spec.Name] {
+			next.Services[i] = s.mergeService(m, &s.services[i], prev)
+		}
+	}
+	s.dropEnded(&next)
+	return &next
+}
+
+// mergeService returns a service with its backends: prev, what it was before, if it still is.
+func (s *Store) mergeService(m *merger, d *Definition, prev *Service) *Service {
+	backends := m.backends(&d.Spec, s)
+	s.date(backends, prev)
+	if prev != nil && prev.File == d.File && sameSpec(&prev.Spec, &d.Spec) && slices.Equal(prev.Backends, backends) {
+		return prev
+	}
+	return &Service{Spec: d.Spec, File: d.File, Backends: slices.Clone(backends)}
+}
+
+func (s *Store) newMerger() *merger {
+	m := &merger{
+		node:      s.node,
+		byAddress: newestByAddress(s.endpoints),
+		joined:    make(map[string][]string),
+	}
+	m.collectMembers(s.endpoints)
+	return m
 }
 
 // date says since when backends have their states: prev is the service as it was, or nil.

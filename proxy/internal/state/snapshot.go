@@ -70,9 +70,11 @@ type Backend struct {
 	Remote bool
 	// Drained and Weighted say that a command set the state or the weight.
 	Drained, Weighted bool
-	// Failed says that it fails its health checks. State is Unhealthy then, unless it is Draining or
-	// in Maintenance, which somebody asked for.
+	// Failed says that it fails its health checks or is ejected. State is Unhealthy then, unless it is
+	// Draining or in Maintenance, which somebody asked for.
 	Failed bool
+	// Ejected says that it is Failed for no other reason than what its clients met.
+	Ejected bool
 	// Trial says that it is back from ejection, for one flow at a time.
 	Trial bool
 	// Since is when this process saw it get the state that it has.
@@ -100,6 +102,14 @@ func (b *Backend) Local() bool { return b.Ifindex != 0 }
 
 // Serves says whether it may take new flows.
 func (b *Backend) Serves() bool { return b.State == lb.Active && b.Weight > 0 && !b.Remote }
+
+// Able says whether it would take new flows if it was not ejected.
+func (b *Backend) Able() bool { return b.Serves() || b.Ejected && b.mayServe() }
+
+// mayServe says that nobody wants it not to serve.
+func (b *Backend) mayServe() bool {
+	return b.Weight > 0 && !b.Remote && b.State != lb.Draining && b.State != lb.Maintenance
+}
 
 // Resort says who takes the new flows of a service in a family.
 type Resort uint8

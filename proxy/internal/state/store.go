@@ -27,6 +27,7 @@ type Store struct {
 	timeouts     lb.Timeouts
 	overrides    overrides
 	unhealthy    map[HealthRef]struct{}
+	ejections    map[HealthRef]Ejection
 }
 
 // New returns a store for the node of that name. Drains and weights set by command are read from
@@ -79,16 +80,17 @@ func (s *Store) update(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change()
-	s.publish()
+	s.publish(nil)
 }
 
-// publish merges and publishes, unless nothing changed. s.mu is held.
-func (s *Store) publish() {
+// publish merges and publishes, unless nothing changed. touched names the services that the change
+// concerns; nil stands for all. s.mu is held.
+func (s *Store) publish(touched map[string]bool) {
 	if !s.hasServices || !s.hasEndpoints {
 		return
 	}
 	before := s.current.Load()
-	next := s.merge(before)
+	next := s.merge(before, touched)
 	if before != nil {
 		if same(before, next) {
 			return

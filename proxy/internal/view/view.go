@@ -93,6 +93,7 @@ type Service struct {
 	Error      string // why the maps do not hold it as it is here; empty = they do
 	MovedSlots uint64 // slots that changed owner by updates of the table, since the start
 	Probes     Probes // of its backends, since its health checks began
+	Ejections  Ejections
 }
 
 // Probes counts the health checks of a service by result.
@@ -100,12 +101,19 @@ type Probes struct {
 	Success, Failure, Timeout uint64
 }
 
-// Unhealthy is a backend that fails its health checks.
+// Ejections counts the backends of a service that failed their clients, since that is watched.
+type Ejections struct {
+	Refused, Unanswered uint64 // by what most of the clients met
+	Ejected             int    // now
+}
+
+// Unhealthy is a backend that fails its health checks, or is ejected.
 type Unhealthy struct {
 	Service string
 	Address netip.Addr
 	Node    string
-	Reason  string // what the last failed probe met
+	Ejected bool
+	Reason  string // what the last failed probe met, or "ejected: " and what clients met
 	Since   time.Time
 }
 

@@ -18,7 +18,7 @@ import (
 
 const (
 	perFile     = 100 // services in a file
-	perService  = 5
+	perService  = 10
 	loadTimeout = 2 * time.Minute
 	seeTimeout  = 10 * time.Second
 )

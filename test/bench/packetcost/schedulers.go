@@ -43,6 +43,8 @@ func (n *node) spread(scheduler lb.Scheduler, count int) (datapath.Frontend, err
 	if err != nil {
 		return f, err
 	}
+	f.Slots = uint32(len(table))
+	table, f.Narrow = datapath.Pack(table, count)
 	f.Table = datapath.Region{Offset: tableOffset, Len: uint32(len(table))}
 	f.Members = datapath.Region{Offset: seatsOffset, Len: uint32(count)}
 	return f, errors.Join(n.maps.PutBackends(seats, records), n.maps.WriteRegion(f.Table, table), n.maps.WriteRegion(f.Members, seats))

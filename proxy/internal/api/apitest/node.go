@@ -67,7 +67,7 @@ func NewView() *View {
 		NodeValue:   view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
 		ConfigValue: config.Default(),
 		ServiceValues: []view.Service{
-			{Service: web, File: "/etc/tclb/services.d/web.yaml", ID: 1, MovedSlots: 17, Probes: view.Probes{Success: 90, Failure: 7, Timeout: 2}},
+			{Service: web, File: "/etc/tclb/services.d/web.yaml", ID: 1, MovedSlots: 17, Probes: view.Probes{Success: 90, Failure: 7, Timeout: 2}, Ejections: view.Ejections{Refused: 5, Unanswered: 3, Ejected: 1}},
 			{Service: dns, File: "/etc/tclb/services.d/dns.yaml", ID: 2},
 			{Service: empty, File: "/etc/tclb/services.d/dns.yaml", ID: 3},
 			{Service: lb.Service{Name: "late"}, ID: 0, Error: "map is full"},
@@ -85,12 +85,10 @@ func NewView() *View {
 		FileValues:     []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
 		StatusValue: view.Status{
 			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
-			Errors: []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
-			Unhealthy: []view.Unhealthy{{
-				Service: "web", Address: addr("203.0.113.7"), Reason: "connection refused", Since: Now.Add(-10 * time.Minute),
-			}},
-			Passes: view.Timing{Count: 3, Total: 1500 * time.Millisecond},
-			Tables: view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
+			Errors:    []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
+			Unhealthy: unhealthy(),
+			Passes:    view.Timing{Count: 3, Total: 1500 * time.Millisecond},
+			Tables:    view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
 		},
 		UnattachedValue: unattached(),
 		FindingValues: []config.Finding{{
@@ -118,6 +116,16 @@ func endpoints() []view.Endpoint {
 				Container: "web-1", Addresses: []netip.Addr{addr("192.0.2.105"), addr("2001:db8::5")}, Attach: "tcx",
 			},
 			Joined: []string{"web"},
+		},
+	}
+}
+
+func unhealthy() []view.Unhealthy {
+	return []view.Unhealthy{
+		{Service: "web", Address: addr("203.0.113.7"), Reason: "connection refused", Since: Now.Add(-10 * time.Minute)},
+		{
+			Service: "web", Address: addr("2001:db8::5"), Node: "node-a", Ejected: true,
+			Reason: "ejected: port 8080/tcp: 4 of 4 connections refused in 1s", Since: Now.Add(-2 * time.Second),
 		},
 	}
 }
