@@ -1,9 +1,9 @@
 #!/bin/bash
-# The benchmark (`make bench`, as root): what a packet costs, worlds side by side, CNI, control plane.
-# Tables go to the terminal and to test/bench/out, with a plot. `run.sh quick` takes about two minutes.
+# The benchmark (`make bench`, as root): what a packet costs, lookup tables, worlds side by side, CNI, control plane.
+# Tables go to the terminal and to test/bench/out, with plots. `run.sh quick` takes about two minutes.
 #
 # A sample during which other work used more than FOREIGN percent of the CPUs does not count.
-# Choose parts by PARTS="packets worlds cni control"; ROUNDS, D (seconds a sample), TESTS, WORLDS.
+# Choose parts by PARTS="packets tables worlds cni control"; ROUNDS, D (seconds a sample), TESTS, WORLDS.
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 case ${1:-full} in
@@ -11,7 +11,7 @@ full) : "${FOREIGN:=12}" "${ROUNDS:=7}" "${D:=2}" "${PACKET_ROUNDS:=9}" "${CHURN
 quick) : "${FOREIGN:=100}" "${ROUNDS:=1}" "${D:=1}" "${PACKET_ROUNDS:=3}" "${CHURN:=1000000}" "${CONTAINERS:=10}" "${CHANGES:=10}" ;;
 *) echo "usage: run.sh [full|quick]" >&2; exit 2 ;;
 esac
-: "${PARTS:=packets worlds cni control}" "${TESTS:=rrsame crrsame udp streamsame}" "${WORLDS:=direct nftables haproxy tclb}"
+: "${PARTS:=packets tables worlds cni control}" "${TESTS:=rrsame crrsame udp streamsame}" "${WORLDS:=direct nftables haproxy tclb}"
 NODE=tb-alone
 export D
 
@@ -34,6 +34,7 @@ alone() {
 }
 
 part_packets() { alone in_ns $NODE "$BIN/packetcost" -rounds "$PACKET_ROUNDS" -churn "$CHURN"; }
+part_tables() { "$BIN/tables" -plot "$OUT/tables.svg"; }
 part_cni() { alone in_ns $NODE "$BIN/cniadd" -plugin-dir "$ROOT/bin" -n "$CONTAINERS"; }
 part_control() { alone in_ns $NODE "$BIN/control" -proxy "$ROOT/bin/tclb" -changes "$CHANGES"; }
 part_worlds() {
@@ -52,7 +53,7 @@ part_worlds() {
 }
 
 [ "$(id -u)" = 0 ] || { echo "the benchmark needs root" >&2; exit 1; }
-for tool in kit packetcost cniadd control; do (cd "$ROOT" && go build -buildvcs=false -o "$BIN/$tool" "./test/bench/$tool"); done
+for tool in kit packetcost tables cniadd control; do (cd "$ROOT" && go build -buildvcs=false -o "$BIN/$tool" "./test/bench/$tool"); done
 gcc -O2 -Wall -Wextra -pthread -o "$BIN/load" "$BENCH/load/load.c"
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP

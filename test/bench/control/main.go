@@ -12,7 +12,7 @@ import (
 
 func main() {
 	proxy := flag.String("proxy", "bin/tclb", "the binary to measure")
-	services := flag.Int("services", 5000, "services of five backends each")
+	services := flag.Int("services", 10_000, "services of ten backends each")
 	changes := flag.Int("changes", 40, "changes of one backend")
 	flag.Parse()
 	if err := run(os.Stdout, *proxy, *services, *changes); err != nil {
