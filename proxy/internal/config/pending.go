@@ -31,8 +31,6 @@ func PendingIn(s *lb.Service, node string) []string {
 			out = append(out, fmt.Sprintf(format, args...))
 		}
 	}
-	add(s.Scheduler > lb.Random, "scheduler %s is not in this release: maglev is used", s.Scheduler)
-	add(s.Affinity.Mode == lb.AffinityClientIP, "affinity client-ip holds by hash only: while the set of backends changes, a client may move")
 	add(s.DSR, "dsr is not in this release")
 	add(s.Accelerate, "accelerate is not in this release")
 	for _, b := range s.Backends {

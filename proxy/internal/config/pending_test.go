@@ -20,13 +20,11 @@ func TestPendingNamesWhatIsNotInEffect(t *testing.T) {
 }
 
 func TestPendingInNamesWhatAServiceWaitsFor(t *testing.T) {
-	plain := lb.Service{Scheduler: lb.Random, HealthCheck: lb.HealthCheck{Type: "http"}, Outlier: lb.Outlier{Enabled: true}, Backends: []lb.Backend{{Address: netip.MustParseAddr("192.0.2.1"), Node: "here"}}}
+	plain := lb.Service{Scheduler: lb.LeastConn, Affinity: lb.Affinity{Mode: lb.AffinityClientIP}, HealthCheck: lb.HealthCheck{Type: "http"}, Outlier: lb.Outlier{Enabled: true}, Backends: []lb.Backend{{Address: netip.MustParseAddr("192.0.2.1"), Node: "here"}}}
 	if got := PendingIn(&plain, "here"); len(got) != 0 {
 		t.Errorf("plain service: %v", got)
 	}
 	for want, change := range map[string]func(*lb.Service){
-		"least-conn": func(s *lb.Service) { s.Scheduler = lb.LeastConn },
-		"affinity":   func(s *lb.Service) { s.Affinity.Mode = lb.AffinityClientIP },
 		"dsr":        func(s *lb.Service) { s.DSR = true },
 		"accelerate": func(s *lb.Service) { s.Accelerate = true },
 		"another node": func(s *lb.Service) {

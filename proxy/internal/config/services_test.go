@@ -133,10 +133,14 @@ func TestEachMistakeInAServiceHasItsFinding(t *testing.T) {
 
 		{"scheduler", "scheduler: bounded-load", "scheduler: boundedload", `7:14: services[0].scheduler: unknown scheduler "boundedload": did you mean "bounded-load"?`},
 		{"factor 1", "factor: 1.5", "factor: 1", `8:25: services[0].boundedLoad.factor: factor 1 is out of range: want more than 1, at most 100`},
+		{"factor 1.0", "factor: 1.5", "factor: 1.0", `8:25: services[0].boundedLoad.factor: factor 1.0 is out of range: want more than 1, at most 100`},
+		{"factor 0.5", "factor: 1.5", "factor: 0.5", `8:25: services[0].boundedLoad.factor: factor 0.5 is out of range: want more than 1, at most 100`},
 		{"factor not a number", "factor: 1.5", "factor: .nan", `8:25: services[0].boundedLoad.factor: factor .nan is out of range: want more than 1, at most 100`},
 		{"affinity mode", "mode: client-ip", "mode: cookie", `9:20: services[0].affinity.mode: unknown mode "cookie": want none or client-ip`},
 		{"affinity timeout without unit", "timeout: 2h15m", "timeout: 3600", `9:40: services[0].affinity.timeout: timeout "3600" has no unit: write 3600s for seconds, or 500ms, 2h15m`},
 		{"affinity timeout in days", "timeout: 2h15m", "timeout: 1d", `9:40: services[0].affinity.timeout: timeout "1d" is not a duration: write 500ms, 30s, 3h or 2h15m`},
+		{"affinity timeout 0", "timeout: 2h15m", "timeout: 0", `9:40: services[0].affinity.timeout: timeout "0" has no unit: write 0s for seconds, or 500ms, 2h15m`},
+		{"affinity timeout 0s", "timeout: 2h15m", "timeout: 0s", `9:40: services[0].affinity.timeout: timeout 0s is out of range: want 1s to 720h`},
 		{"affinity timeout negative", "timeout: 2h15m", "timeout: -1s", `9:40: services[0].affinity.timeout: timeout -1s is out of range: want 1s to 720h`},
 
 		{"backend is no map", "- {address: 10.88.0.5, weight: 50}", "- 10.88.0.5", `11:5: services[0].backends[0]: want a map (key: value), got "10.88.0.5"`},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 )
 
@@ -12,30 +13,83 @@ type groupKey struct {
 	family   int
 	port     uint16 // the service's target port; a backend may have one of its own
 	protocol lb.Protocol
+
+	turns lb.Frontend // whose turns alone it is for; zero: it has the load of the backends as well
 }
 
 func groupOf(family int, p lb.Port) groupKey {
 	return groupKey{family: family, port: p.TargetPort, protocol: p.Protocol}
 }
 
-// planGroup returns the id of a group, making it if it is new. Without one its flows are not counted
-// together, so that bounded-load has no bound and turns are not taken.
+// turnTakers says by which groups the frontends of a service take turns. With one cursor for all that lead
+// to the same backends, a client that goes to and fro between two of them would meet half of the
+// backends at each. So where it is turns that a group is for, and not its load, only the first frontend
+// has the backends' group, and each other one a group of its own.
+type turnTakers struct {
+	scheduler lb.Scheduler
+	first     map[groupKey]bool
+}
+
+// next returns the group of a frontend. They must be asked for in the order of VIPs, then ports.
+func (t *turnTakers) next(front lb.Frontend, p lb.Port) groupKey {
+	key := groupOf(familyOf(front.VIP), p)
+	if t.scheduler != lb.RoundRobin && t.scheduler != lb.LeastConn {
+		return key
+	}
+	if t.first == nil {
+		t.first = make(map[groupKey]bool)
+	}
+	if t.first[key] {
+		key.turns = front
+		return key
+	}
+	t.first[key] = true
+	return key
+}
+
+// planTurns returns the id of a frontend's group; 0 if there are no backends. Where there is no id left it
+// is the backends' group, by which turns are taken as well.
+func (r *Reconciler) planTurns(c *change, key groupKey) uint32 {
+	backends := key
+	backends.turns = lb.Frontend{}
+	shared := c.groups[backends]
+	if key == backends || shared == 0 {
+		return shared
+	}
+	id, err := r.numberGroup(c, key)
+	if err != nil {
+		return shared
+	}
+	return id
+}
+
+// planGroup returns the id of the group of backends. Without one its flows are not counted together, so
+// that bounded-load has no bound and turns are not taken.
 func (r *Reconciler) planGroup(c *change, key groupKey) uint32 {
+	id, err := r.numberGroup(c, key)
+	if err != nil {
+		c.fail(fmt.Errorf("number group of port %d: %w", key.port, err))
+		c.groups[key] = 0
+	}
+	return id
+}
+
+// numberGroup returns the id of a group, making it if it is new.
+func (r *Reconciler) numberGroup(c *change, key groupKey) (uint32, error) {
 	if id, done := c.groups[key]; done {
-		return id
+		return id, nil
 	}
 	id, old := c.svc.groups[key]
 	if !old {
 		var err error
 		if id, err = r.groupIDs.get(r.now()); err != nil {
-			c.fail(fmt.Errorf("number group of port %d: %w", key.port, err))
-		} else {
-			// Nodes, and services, must not all begin with the same backend.
-			r.maps.ResetGroup(id, rand.Uint64())
+			return 0, err
 		}
+		// Nodes, and services, must not all begin with the same backend.
+		r.maps.ResetGroup(id, rand.Uint64())
 	}
 	c.groups[key] = id
-	return id
+	return id, nil
 }
 
 // regroup takes over what a change planned, and gives back what is not used any more.
@@ -75,6 +129,20 @@ func (r *Reconciler) recoverGroups() {
 		}
 	}
 	r.groupIDs.skip(last, r.now())
+}
+
+// claimGroups makes the groups that a service's frontends have in the maps its own.
+func (r *Reconciler) claimGroups(svc *service, spec *lb.Service) {
+	takers := turnTakers{scheduler: spec.Scheduler}
+	for _, vip := range spec.VIPs {
+		for _, p := range spec.Ports {
+			front := lb.Frontend{VIP: vip, Port: p.Port, Protocol: p.Protocol}
+			key := takers.next(front, p)
+			if f, ok := r.frontends[front]; ok && f.Kind == datapath.KindService && f.Service == svc.id {
+				r.claimGroup(svc, key, f.Group)
+			}
+		}
+	}
 }
 
 // claimGroup makes a group that the maps hold a service's own, if nobody else's.

@@ -236,6 +236,7 @@ func (r *Reconciler) planFrontends(c *change) {
 	if len(spec.VIPs) == 0 {
 		c.fail(errNoVIP)
 	}
+	takers := turnTakers{scheduler: spec.Scheduler}
 	for _, vip := range spec.VIPs {
 		family := familyOf(vip)
 		t := &c.tables[family]
@@ -247,7 +248,7 @@ func (r *Reconciler) planFrontends(c *change) {
 				Scheduler: spec.Scheduler,
 				Affinity:  spec.Affinity.Mode != lb.AffinityNone,
 				Allow:     len(spec.Allow) > 0,
-				Group:     c.groups[groupOf(family, p)],
+				Group:     r.planTurns(c, takers.next(key, p)),
 			}
 			switch have, ok := r.frontends[key]; {
 			case !c.unplaced[family]:

@@ -206,6 +206,7 @@ func (r *Reconciler) claim(svc *service, want *state.Service) error {
 			return err
 		}
 	}
+	r.claimGroups(svc, &want.Spec)
 	svc.keys = r.found.keys[svc.id]
 	svc.ids = r.found.backends[svc.id]
 	for _, region := range svc.regions {
@@ -240,7 +241,6 @@ func (r *Reconciler) claimTables(svc *service, want *state.Service, family int) 
 		if t.members[i], err = r.hold(svc, f.Members); err != nil {
 			return err
 		}
-		r.claimGroup(svc, groupOf(family, p), f.Group)
 	}
 	return nil
 }
