@@ -77,8 +77,10 @@ func TestLeastConnPassesOverWhoMayNotTakeNew(t *testing.T) {
 		for _, c := range w.containers[1:] {
 			w.change(c, func(b *datapath.Backend) { b.New = false })
 		}
-		verdict, _ := w.fromContainer(w.client, packet.Spec{Src: w.flow(vips[0], 0, lb.TCP, 50000).client,
-			Dst: w.flow(vips[0], 0, lb.TCP, 50000).vip, Protocol: lb.TCP, Flags: packet.SYN, Seq: 1})
+		verdict, _ := w.fromContainer(w.client, packet.Spec{
+			Src: w.flow(vips[0], 0, lb.TCP, 50000).client,
+			Dst: w.flow(vips[0], 0, lb.TCP, 50000).vip, Protocol: lb.TCP, Flags: packet.SYN, Seq: 1,
+		})
 		if w.drops("no-backend") != 1 {
 			t.Errorf("sampled %v: nobody serves: verdict %d, %d refused", sampled, verdict, w.drops("no-backend"))
 		}

@@ -27,7 +27,8 @@ func newEjections(store *state.Store, judge *outlier.Judge, inMap func(string) r
 // countsOf reads what the judge judges by.
 func countsOf(d interface {
 	BackendStat(id uint32) datapath.BackendStat
-}) func(id uint32) outlier.Counts {
+},
+) func(id uint32) outlier.Counts {
 	return func(id uint32) outlier.Counts {
 		s := d.BackendStat(id)
 		return outlier.Counts{Flows: uint32(s.Total), SYNs: s.SYNs, Answered: s.Answered, Rejected: s.Rejected}
