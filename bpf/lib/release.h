@@ -139,7 +139,10 @@ __noinline int fragment_first(struct __sk_buff *skb, const struct packet *p,
 		return 0;
 	fragment_key(&r.key, p->tuple.saddr, p->tuple.daddr, p);
 	fragment_note(&r.key, place, life, p->now);
-	if (!ring->waiting)
+	/* Atomic for its barrier: the note is out before this is read, as the other way round in
+	 * fragment_hold, or both might miss each other.
+	 */
+	if (!__sync_fetch_and_add(&ring->waiting, 0))
 		return 0;
 	r.to = *to;
 	r.skb = skb;

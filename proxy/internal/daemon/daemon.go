@@ -103,6 +103,7 @@ type proxy struct {
 	endpoints *source.Endpoints
 	reconcile *reconcile.Reconciler
 	reaper    *sweep.Reaper
+	recounter *sweep.Recounter
 	host      *host.Host
 	learner   *runtimes.Learner // labels of containers
 	finder    *runtimes.Finder  // containers that were there first
@@ -212,6 +213,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	if p.reaper, err = sweep.NewReaper(p.datapath, p.dir, datapath.LinkDir(p.BPFFS), p.Log); err != nil {
 		return err
 	}
+	p.recounter = sweep.NewRecounter(p.datapath.Recount, p.Log)
 	p.host = host.New(p.attachHost, p.Log)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
@@ -269,6 +271,7 @@ func (p *proxy) run(ctx context.Context) error {
 	g.Go(func() error { return p.sayNotes(ctx) })
 	g.Go(func() error { return p.services.Run(ctx) })
 	g.Go(func() error { return sweep.Flows(ctx, p.datapath, p.Log) })
+	g.Go(func() error { return p.recounter.Run(ctx) })
 	g.Go(func() error { return p.saveTables(ctx) })
 	g.Go(func() error { return p.checks.checker.Run(ctx) })
 	g.Go(func() error { return p.checks.follow(ctx, p.passed.next) })

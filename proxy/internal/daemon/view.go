@@ -168,6 +168,7 @@ func (p *proxy) Status() view.Status {
 		Ready: p.reconcile.Ready(), Applied: st.Applied, LastPass: st.LastPass, LastTook: st.LastTook,
 		Passes: view.Timing(st.Passes), Tables: view.Timing(st.Tables),
 		Failures: st.Failures, Repaired: st.Repaired, StartedAt: p.started,
+		Drift: p.recounter.Drift(),
 	}
 	if s := p.store.Snapshot(); s != nil {
 		out.Revision = s.Revision

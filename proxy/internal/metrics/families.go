@@ -26,6 +26,7 @@ var families = []family{
 	{"tclb_build_info", "1, labelled with the version of the running proxy.", "gauge", []string{"version", "goversion"}, writeBuildInfo},
 	{"tclb_bytes_total", "Bytes of IP packets of both directions.", "counter", []string{"service", "backend"}, writeBytes},
 	{"tclb_config_errors", "Mistakes in a configuration or services file, whose last good content stays in force.", "gauge", []string{"file"}, writeConfigErrors},
+	{"tclb_connection_count_drift", "By how much a recount of the connection table differs from what is counted; 0 unless there is a bug.", "gauge", []string{"count"}, writeDrift},
 	{"tclb_connections_total", "Connections begun, counted at their first packet.", "counter", []string{"service", "backend"}, writeConnections},
 	{"tclb_conntrack_capacity", "Established and UDP pairs that the connection table has room for: conntrack.maxEntries.", "gauge", nil, writeCapacity},
 	{"tclb_conntrack_entries", "Established and UDP pairs in the connection table.", "gauge", nil, writeEntries},
@@ -204,6 +205,13 @@ func writeHealthChecks(s *scrape, e *emitter) {
 			e.sample(n, svc.Name, results[i])
 		}
 	}
+}
+
+// writeDrift has the known values of the label count.
+func writeDrift(s *scrape, e *emitter) {
+	e.sample(s.status.Drift.Active, "active")
+	e.sample(s.status.Drift.Load, "load")
+	e.sample(s.status.Drift.Groups, "group")
 }
 
 func writeEjected(s *scrape, e *emitter) {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
@@ -168,6 +169,7 @@ type Status struct {
 	Failures  uint64 // errors since the start
 	Repaired  uint64 // map entries that somebody else had changed
 	StartedAt time.Time
+	Drift     datapath.Drift // of the counters of connections, by the last recount
 }
 
 // ServiceError is why something is not in the maps. Service is empty for what concerns all.
