@@ -47,6 +47,11 @@ func (d *Datapath) eachLine(r Region, n uint32, f func(line []uint32, done uint3
 // is given out again only after a grace time, when no packet can still be reading it. Not safe for
 // concurrent use.
 type Arena struct {
+	// Quiesce, if set, returns when no packet can still be reading what was freed before it was
+	// called. It is called when there is no room besides what is in its grace time: in a storm of
+	// changes, where that costs less than to wait.
+	Quiesce func() error
+
 	lines uint32
 	grace time.Duration
 	now   func() time.Time
@@ -104,11 +109,9 @@ func (a *Arena) Alloc(n uint32) (Region, error) {
 	}
 	a.release()
 	need := lineSpan(Region{0, n}).Len
-	best := -1
-	for i, f := range a.free {
-		if f.Len >= need && (best < 0 || f.Len < a.free[best].Len) {
-			best = i
-		}
+	best := a.bestFit(need)
+	if best < 0 && a.hurry() {
+		best = a.bestFit(need)
 	}
 	if best < 0 {
 		return Region{}, fmt.Errorf("allocate %d positions of the arena, %d of %d in use (raise datapath.tableSlots): %w",
@@ -123,6 +126,29 @@ func (a *Arena) Alloc(n uint32) (Region, error) {
 	}
 	a.used += need
 	return r, nil
+}
+
+// bestFit returns the smallest free region of at least that many lines, or -1.
+func (a *Arena) bestFit(need uint32) int {
+	best := -1
+	for i, f := range a.free {
+		if f.Len >= need && (best < 0 || f.Len < a.free[best].Len) {
+			best = i
+		}
+	}
+	return best
+}
+
+// hurry ends the grace time of all that waits, if that can be made sure of.
+func (a *Arena) hurry() bool {
+	if len(a.wait) == 0 || a.Quiesce == nil || a.Quiesce() != nil {
+		return false
+	}
+	for _, w := range a.wait {
+		a.insert(w.Region)
+	}
+	a.wait = nil
+	return true
 }
 
 // Free gives a region back; it is handed out again after the grace time.

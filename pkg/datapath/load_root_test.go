@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -43,7 +44,12 @@ func TestLoadingTwiceOpensTheSamePins(t *testing.T) {
 	if got := d.Sizes(); got != testSizes {
 		t.Errorf("sizes %+v, want %+v", got, testSizes)
 	}
-	if changed, err := d.Upgrade(); err != nil || len(changed) > 0 {
+	again, err := Open(filepath.Dir(d.Dir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if changed, err := again.Upgrade(); err != nil || len(changed) > 0 {
 		t.Errorf("upgrade to the same programs: %v %v", changed, err)
 	}
 }
@@ -70,6 +76,15 @@ func TestOneOfManyMountsBPFFS(t *testing.T) {
 			t.Errorf("%d mounts at %s, %v", n, dir, err)
 		}
 		for unix.Unmount(dir, unix.MNT_DETACH) == nil {
+		}
+	}
+}
+
+func TestQuiesceComesBack(t *testing.T) {
+	d := loadTest(t)
+	for range 3 {
+		if err := d.Quiesce(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

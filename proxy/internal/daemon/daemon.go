@@ -217,9 +217,11 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	p.host = host.New(p.attachHost, p.Log)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
+	arena := datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now)
+	arena.Quiesce = p.datapath.Quiesce
 	p.reconcile = reconcile.New(reconcile.Options{
 		Maps:     p.datapath,
-		Arena:    datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now),
+		Arena:    arena,
 		TableDir: filepath.Join(p.StateDir, "tables"),
 		Now:      time.Now,
 		Log:      p.Log,
