@@ -251,6 +251,7 @@ type MapsFrontend struct {
 	Scheduler  uint8
 	Flags      uint8
 	Narrow     uint8
+	Check      uint32
 }
 
 type MapsFrontendFlag uint32

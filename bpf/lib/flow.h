@@ -53,7 +53,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 	struct node_settings *s;
 	struct frontend *f;
 	__u32 zero = 0;
-	int err, owner = 0;
+	int owner = 0;
 	bool vip;
 
 	if (!p)
@@ -69,7 +69,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 	f = bpf_map_lookup_elem(&frontends, &key);
 	if (!f && !vip)
 		return FLOW_NONE;
-	if (f && f->kind == FRONTEND_BACKEND)
+	if (f && f->kind == FRONTEND_BACKEND && frontend_is(f, &key))
 		return side == SIDE_CONTAINER ? flow_direct(skb, p) : FLOW_NONE;
 	if (side == SIDE_CONTAINER)
 		owner = flow_owner(p, skb->ifindex);
@@ -77,21 +77,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 		return owner;
 	if (!f)
 		return -DROP_NO_FRONTEND;
-	if (f->flags & FRONTEND_ALLOW && (err = flow_allowed(p, f->service)))
-		return err;
-	if (p->tuple.proto == PROTO_TCP) {
-		__u8 control = p->tcp_flags & TCP_CONTROL;
-
-		if (control == TCP_SYN && p->tcp_flags & TCP_ACK)
-			return -DROP_NO_PAIR;
-		if (control != TCP_SYN &&
-		    (control & (TCP_SYN | TCP_RST) || !(p->tcp_flags & TCP_ACK)))
-			return -DROP_NO_PAIR;
-		if (control != TCP_SYN && f->scheduler != SCHED_MAGLEV &&
-		    f->scheduler != SCHED_BOUNDED_LOAD)
-			return -DROP_NO_PAIR;
-	}
-	return flow_balance(skb, p, f, s, side, owner, retry);
+	return flow_balance(skb, p, f, &key, s, side, owner, retry);
 }
 
 /* flow_packet handles a packet that has a pair but is not a plain one of an established flow.

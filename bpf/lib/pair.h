@@ -3,8 +3,7 @@
 #ifndef TCLB_PAIR_H
 #define TCLB_PAIR_H
 
-#include "access.h"
-#include "schedule.h"
+#include "choose.h"
 #include "tcp.h"
 
 #define FLOW_PORT_TRIES 10
@@ -202,8 +201,9 @@ static __always_inline int flow_direct(struct __sk_buff *skb, const struct packe
 
 /* flow_balance makes the pair of a new flow to a service. */
 static __always_inline int flow_balance(struct __sk_buff *skb, const struct packet *p,
-					const struct frontend *f, const struct node_settings *s,
-					__u32 side, int owner, __u32 retry)
+					const struct frontend *f, const struct frontend_key *key,
+					const struct node_settings *s, __u32 side, int owner,
+					__u32 retry)
 {
 	__u32 id, index, state = p->tcp_flags & TCP_SYN ? CT_OPENING : CT_ESTABLISHED;
 	struct backend_stat *stat;
@@ -211,7 +211,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	struct backend *b;
 	int chosen, taken;
 
-	chosen = schedule_backend(f, p, RETRY_BACKEND(retry));
+	chosen = choose_backend(key, p, RETRY_BACKEND(retry));
 	if (chosen < 0)
 		return chosen;
 	id = chosen;
@@ -223,7 +223,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	if (!b || !stat || !pair)
 		return -DROP_CT_FULL;
 	flow_begin(pair, p);
-	pair->service = f->service;
+	pair->service = b->service;
 	pair->backend = id;
 	pair->backend_gen = b->gen;
 	pair->flags = RETRY_COUNT(retry) << 8 & PAIR_REFUSALS;

@@ -214,7 +214,9 @@ enum frontend_flag {
 	FRONTEND_LISTED = 4,   /* the table is a list, walked in order; else one of 2^n slots */
 };
 
-/* Swapped whole: a packet sees the old tables or the new ones, never a mix. */
+/* Swapped whole: a packet sees the old tables or the new ones, never a mix. The kernel gives an old
+ * record's memory to the next one at once, though a program may still read there: `check` tells.
+ */
 struct frontend {
 	__u32 service;	   /* service id */
 	__u32 table;	   /* arena position where the slots begin */
@@ -229,6 +231,7 @@ struct frontend {
 	__u8 scheduler;	   /* lb.Scheduler */
 	__u8 flags;	   /* enum frontend_flag */
 	__u8 narrow;	   /* an arena position holds 1 << narrow slots: 1, 2 or 4 */
+	__u32 check;	   /* of the key and all above: frontend_is in choose.h */
 };
 
 enum scheduler {
@@ -401,7 +404,7 @@ _Static_assert(sizeof(struct ct_bucket) == 64, "ct_bucket is one cache line");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 16, "fragment");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
-_Static_assert(sizeof(struct frontend) == 40, "frontend");
+_Static_assert(sizeof(struct frontend) == 44, "frontend");
 _Static_assert(sizeof(struct service) == 48, "service");
 _Static_assert(sizeof(struct backend) == 64, "backend is one cache line");
 _Static_assert(sizeof(struct backend_stat) == 64, "backend_stat is one cache line");

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +80,21 @@ func frontendTo(f Frontend) bpf.MapsFrontend {
 	set(f.Affinity, bpf.MapsFrontendFlagFRONTEND_AFFINITY)
 	set(f.Listed, bpf.MapsFrontendFlagFRONTEND_LISTED)
 	return v
+}
+
+// frontendCheck is what tells a whole record of a key from one that is being replaced.
+func frontendCheck(k bpf.MapsFrontendKey, v bpf.MapsFrontend) uint32 {
+	const keyFactor, valueFactor = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+	words := unsafe.Slice((*uint32)(unsafe.Pointer(&k)), unsafe.Sizeof(k)/4)
+	var sum uint64
+	for i, w := range words {
+		sum += uint64(w) * (keyFactor * uint64(2*i+1))
+	}
+	words = unsafe.Slice((*uint32)(unsafe.Pointer(&v)), unsafe.Sizeof(v)/4-1)
+	for i, w := range words {
+		sum += uint64(w) * (valueFactor * uint64(2*i+1))
+	}
+	return uint32(sum >> 32)
 }
 
 func frontendFrom(v bpf.MapsFrontend) Frontend {

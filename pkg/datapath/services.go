@@ -54,8 +54,9 @@ func (d *Datapath) PutFrontends(fs map[lb.Frontend]Frontend) error {
 	keys := make([]bpf.MapsFrontendKey, 0, len(fs))
 	values := make([]bpf.MapsFrontend, 0, len(fs))
 	for k, v := range fs {
-		keys = append(keys, frontendKeyTo(k))
-		values = append(values, frontendTo(v))
+		key, value := frontendKeyTo(k), frontendTo(v)
+		value.Check = frontendCheck(key, value)
+		keys, values = append(keys, key), append(values, value)
 	}
 	if len(keys) == 0 {
 		return nil
