@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,6 +47,9 @@ func (k *talk) run() {
 		case <-time.After(2 * time.Millisecond):
 		}
 		a, err := k.c.ask()
+		if errors.Is(err, os.ErrDeadlineExceeded) && k.c.RemoteAddr().Network() == "udp" {
+			a, err = k.c.ask() // a busy machine may lose a datagram, but hardly two
+		}
 		if err == nil && a.Server != k.server {
 			err = fmt.Errorf("%s answers, before it was %s", a.Server, k.server)
 		}
