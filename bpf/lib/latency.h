@@ -33,6 +33,12 @@ static __always_inline __u32 latency_second(void)
 	return s && s->second ? s->second : 1;
 }
 
+/* latency_caution is the tick after which a refusal still counts against its backend. */
+static __always_inline __u32 latency_caution(__u32 now)
+{
+	return now - REFUSAL_SECONDS * latency_second();
+}
+
 static __always_inline __u64 latency_now(const struct latency *l, __u32 now, __u32 second)
 {
 	return latency_fade(l->ns, now - l->tick, second);

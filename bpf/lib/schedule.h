@@ -196,8 +196,8 @@ __noinline int schedule_bound(const struct frontend *f, const struct tuple *t, c
 
 /* schedule_backend picks the backend of a new flow. Passed over are one that went since the table was
  * built, the one to avoid, which refused this flow (0: none), and, while there are others, whoever
- * refused any flow within the last second. Returns the backend's id, -DROP_NO_BACKEND, or
- * -DROP_NO_PAIR for a flow in its middle that may have been anywhere.
+ * refused any flow within REFUSAL_SECONDS and answered none since. Returns the backend's id,
+ * -DROP_NO_BACKEND, or -DROP_NO_PAIR for a flow in its middle that may have been anywhere.
  */
 __noinline int schedule_backend(const struct frontend *f, const struct packet *p, __u32 avoid)
 {
@@ -207,7 +207,7 @@ __noinline int schedule_backend(const struct frontend *f, const struct packet *p
 	if (!f || !p || !f->table_len)
 		return -DROP_NO_BACKEND;
 	w.now = p->now;
-	w.since = p->now - latency_second();
+	w.since = latency_caution(p->now);
 	w.home = f->scheduler == SCHED_BOUNDED_LOAD && p->tuple.proto == PROTO_TCP &&
 		 !(p->tcp_flags & TCP_SYN);
 	for (int i = 0; i < 2; i++) {

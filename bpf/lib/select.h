@@ -15,6 +15,11 @@
 #define SELECT_WALK 16	/* slots probed for a backend that takes new flows */
 #define SELECT_SEATS 64 /* then seats looked at in order */
 
+/* How long a backend that refused a flow, and has answered none since, is passed over: longer than a
+ * client waits between two of its SYNs, so that the third does not meet who refused the first.
+ */
+#define REFUSAL_SECONDS 3
+
 #define HASH_SEED 0x9e3779b97f4a7c15ULL
 #define HASH_PRIME 0xd6e8feb86659fd93ULL
 

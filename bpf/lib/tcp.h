@@ -75,8 +75,11 @@ static __always_inline void tcp_answered(const struct ct_hit *hit, __u32 now)
 	__u32 id = hit->pair->backend;
 	struct backend_stat *stat = bpf_map_lookup_elem(&backend_stats, &id);
 
-	if (stat && id)
+	if (stat && id) {
 		__sync_fetch_and_add(&stat->answered, 1);
+		if (stat->refused)
+			stat->refused = 0;
+	}
 	if (hit->pair->flags & PAIR_SYN_TIMED)
 		latency_end(hit->pair, hit->index, PAIR_SYN_TIMED, PAIR_ASKS, now);
 }
@@ -138,7 +141,7 @@ static __noinline bool tcp_another(const struct ct_pair *pair, __u32 now)
 {
 	const struct tuple *t = &pair->half[DIR_ORIGINAL].tuple;
 	struct frontend_key key ALIGNED = {.port = t->dport, .proto = t->proto};
-	struct wish w = {.now = now, .since = now - latency_second(), .avoid = pair->backend};
+	struct wish w = {.now = now, .since = latency_caution(now), .avoid = pair->backend};
 	struct share share = {};
 	struct frontend *f;
 

@@ -309,7 +309,7 @@ struct backend_stat {
 	__u64 bytes;
 	struct latency syn;   /* SYN to SYN-ACK */
 	struct latency first; /* first request to first response */
-	__u32 refused;	      /* tick of the last RST in answer to a SYN; 0: never */
+	__u32 refused;	      /* tick of the last RST in answer to a SYN; 0: none since an answer */
 	__u32 syns;	      /* TCP flows begun by a SYN */
 	__u32 answered;	      /* of these: by a SYN-ACK */
 	__u32 rejected;	      /* by a RST, or for any flow an ICMP unreachable */

@@ -189,65 +189,6 @@ func TestRepeatedSYNKeepsItsBackend(t *testing.T) {
 	}
 }
 
-// TestRefusedConnectionGetsAnotherChance: a backend that died a moment ago, or does not listen yet, answers
-// a SYN with a reset; no other balancer keeps that from the client.
-func TestRefusedConnectionGetsAnotherChance(t *testing.T) {
-	for family := range families {
-		w := newWorld(t, 3)
-		f := w.flow(vips[family], family, lb.TCP, 40000)
-		met := map[uint32]bool{}
-		for range 2 {
-			f.out(packet.SYN, f.seq, 0)
-			met[f.backend.ifindex] = true
-			if verdict := f.refusal(); verdict != drop {
-				t.Fatalf("the refusal was passed on: verdict %d", verdict)
-			}
-		}
-		f.out(packet.SYN, f.seq, 0)
-		met[f.backend.ifindex] = true
-		if len(met) != 3 {
-			t.Errorf("three SYNs met %d backends", len(met))
-		}
-		if verdict := f.refusal(); verdict != redirect {
-			t.Errorf("the last refusal was kept: verdict %d", verdict)
-		}
-		if n := w.drops("second-chance"); n != 2 {
-			t.Errorf("%d refusals kept, want 2", n)
-		}
-		// All have refused just now: that is no reason to serve nobody, nor to keep a refusal.
-		g := w.flow(vips[family], family, lb.TCP, 40001)
-		g.out(packet.SYN, g.seq, 0)
-		if verdict := g.refusal(); verdict != redirect {
-			t.Errorf("a refusal was kept though all refuse: verdict %d", verdict)
-		}
-	}
-}
-
-func TestABackendThatRefusesIsPassedOver(t *testing.T) {
-	for family := range families {
-		w := newWorld(t, 3)
-		f := w.flow(vips[family], family, lb.TCP, 40000)
-		f.out(packet.SYN, f.seq, 0)
-		refusing := f.backend
-		f.refusal()
-		for port := uint16(41000); port < 41100; port++ {
-			g := w.flow(vips[family], family, lb.TCP, port)
-			if g.out(packet.SYN, 1, 0); g.backend.ifindex == refusing.ifindex {
-				t.Fatal("a connection went to a backend that refused just before")
-			}
-		}
-	}
-}
-
-// refusal sends the backend's reset in answer to the flow's SYN and returns the verdict.
-func (f *flow) refusal() uint32 {
-	f.w.t.Helper()
-	answer := reply(f.target)
-	answer.Flags, answer.Ack = packet.RST|packet.ACK, f.target.Seq+1
-	verdict, _ := f.w.fromContainer(f.backend, answer)
-	return verdict
-}
-
 func TestSYNInsideAFlowIsPassedOnAndItsAnswerRestartsThePair(t *testing.T) {
 	for family := range families {
 		w := newWorld(t, 3)

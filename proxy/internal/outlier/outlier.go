@@ -18,7 +18,7 @@
 //   - has refused a TCP flow 300 ms ago or earlier, and answered none since.
 //
 // The first is fair to who fails now and then, the second is quick about who is gone. The third is for
-// the datapath's own caution: for a second it gives nothing to who refused a flow, so that more
+// the datapath's own caution: for three seconds it gives nothing to who refused a flow, so that more
 // refusals are not to be had. A RST says that nobody listens, and one of them says it well enough.
 //
 // At most half of a service's backends of a family, rounded down, are out at a time, so that the last
