@@ -29,7 +29,8 @@ struct {
 	__uint(max_entries, 1);
 } services SEC(".maps");
 
-/* groups: group id -> cursor and load of the backends that one table spreads over.
+/* groups: group id -> cursor and load of the backends that one table spreads over; or of one frontend
+ * its cursor alone, where it takes turns by itself.
  * Written by:  every program; the proxy, when the id is given anew
  */
 struct {

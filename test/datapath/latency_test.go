@@ -140,6 +140,20 @@ func TestLatencyAvoidsTheSlow(t *testing.T) {
 	}
 }
 
+// A slow answer counts at once, faster ones after it by and by: within a moment it is not forgotten.
+func TestAFastAnswerDoesNotHideASlowOne(t *testing.T) {
+	w := scheduledWorld(t, 1, schedule{scheduler: lb.Latency})
+	slow, _ := w.begin(40000)
+	time.Sleep(5 * late)
+	slow.back(packet.SYN|packet.ACK, backendISN, slow.seq+8)
+	time.Sleep(2 * late) // so long that a faster one counts at all
+	fast, _ := w.begin(40001)
+	fast.back(packet.SYN|packet.ACK, backendISN, fast.seq+8)
+	if got := w.stat(0).SYNLatency; got < 2*late || got >= 5*late {
+		t.Errorf("%s, want somewhat less than %s", got, 5*late)
+	}
+}
+
 // One flow in eight is measured where the scheduler does not need it; the others stay on the short way.
 func TestSomeFlowsAreMeasuredEverywhere(t *testing.T) {
 	w := scheduledWorld(t, 1, schedule{scheduler: lb.Maglev})

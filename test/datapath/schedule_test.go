@@ -224,13 +224,13 @@ func TestABackendOnTrialGetsOneFlowAtATime(t *testing.T) {
 // Rules that draw or take turns must find who is left, wherever that is in the table.
 func TestTheLastOneIsFound(t *testing.T) {
 	for _, s := range []lb.Scheduler{lb.Maglev, lb.Random, lb.RoundRobin, lb.LeastConn, lb.BoundedLoad, lb.Latency} {
-		w := scheduledWorld(t, 12, schedule{scheduler: s, factor: 1.25})
+		w := scheduledWorld(t, 40, schedule{scheduler: s, factor: 1.25})
 		for i, c := range w.containers {
-			if i != 7 {
+			if i != 37 {
 				w.change(c, func(b *datapath.Backend) { b.New = false })
 			}
 		}
-		if got := w.spread(20, 40000); got[7] != 20 {
+		if got := w.spread(20, 40000); got[37] != 20 {
 			t.Errorf("%s: %v", s, got)
 		}
 	}
