@@ -15,7 +15,7 @@ const (
 	hitRuns   = 1 << 20
 	newFlows  = 100_000 // a sample
 	// unlucky is one flow of how many may find both buckets of a half full, where the table is full.
-	unlucky = 100_000
+	unlucky   = 100_000
 	flowSpace = clients << 14
 )
 
@@ -109,7 +109,7 @@ func (n *node) bare(run func() (float64, error)) (float64, error) {
 
 var errFewer = errors.New("not every handshake made a flow")
 
-// shake completes handshakes from flow `first` on, and checks that each made a flow.
+// shake completes handshakes from flow `first` on, and checks that each made a flow (but for the unlucky).
 func (n *node) shake(first uint32, flows int) (float64, error) {
 	before, err := n.maps.Rooms()
 	if err != nil {
@@ -123,7 +123,7 @@ func (n *node) shake(first uint32, flows int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if made := after[datapath.RoomEstablished].Created - before[datapath.RoomEstablished].Created; made != uint64(flows) {
+	if made := after[datapath.RoomEstablished].Created - before[datapath.RoomEstablished].Created; made+uint64(flows/unlucky) < uint64(flows) {
 		return ns, fmt.Errorf("%w: %d of %d", errFewer, made, flows)
 	}
 	return ns, nil
