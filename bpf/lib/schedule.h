@@ -196,8 +196,10 @@ __noinline int schedule_bound(const struct frontend *f, const struct tuple *t, c
 
 /* schedule_backend picks the backend of a new flow. Passed over are one that went since the table was
  * built, the one to avoid, which refused this flow (0: none), and, while there are others, whoever
- * refused any flow within REFUSAL_SECONDS and answered none since. Returns the backend's id,
- * -DROP_NO_BACKEND, or -DROP_NO_PAIR for a flow in its middle that may have been anywhere.
+ * refused any flow within REFUSAL_SECONDS and answered none since. A flow that was refused goes to
+ * somebody who has answered before, if there is one: where containers start one after the other it
+ * would else meet a new one each time. Returns the backend's id, -DROP_NO_BACKEND, or -DROP_NO_PAIR
+ * for a flow in its middle that may have been anywhere.
  */
 __noinline int schedule_backend(const struct frontend *f, const struct packet *p, __u32 avoid)
 {
@@ -210,9 +212,11 @@ __noinline int schedule_backend(const struct frontend *f, const struct packet *p
 	w.since = latency_caution(p->now);
 	w.home = f->scheduler == SCHED_BOUNDED_LOAD && p->tuple.proto == PROTO_TCP &&
 		 !(p->tcp_flags & TCP_SYN);
-	for (int i = 0; i < 2; i++) {
+	for (int i = avoid ? 0 : 1; i < 3; i++) {
 		int bound = BOUND_NOT;
 
+		w.proven = i == 0;
+		w.any = i == 2;
 		if (f->flags & FRONTEND_AFFINITY)
 			bound = schedule_bound(f, &p->tuple, &w, &share);
 		if (bound == BOUND_HERE)
@@ -224,7 +228,6 @@ __noinline int schedule_backend(const struct frontend *f, const struct packet *p
 				affinity_bind(f, &p->tuple, share.seat, w.now);
 			return share.id;
 		}
-		w.any = 1;
 	}
 	return w.home ? -DROP_NO_PAIR : -DROP_NO_BACKEND;
 }

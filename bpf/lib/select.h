@@ -99,11 +99,12 @@ static __always_inline __u32 select_table(const struct frontend *f, __u32 slot)
 
 /* Whom a new flow asks for. */
 struct wish {
-	__u32 now;   /* tick */
-	__u32 since; /* not who refused any flow after this tick */
-	__u32 avoid; /* not this backend, which refused this flow; 0: none */
-	__u16 any;   /* those are better than nobody */
-	__u16 home;  /* only where the flow was before, if that is a function of its tuple */
+	__u32 now;    /* tick */
+	__u32 since;  /* not who refused any flow after this tick */
+	__u32 avoid;  /* not this backend, which refused this flow; 0: none */
+	__u32 proven; /* only who has answered a flow before */
+	__u16 any;    /* those are better than nobody */
+	__u16 home;   /* only where the flow was before, if that is a function of its tuple */
 };
 
 /* A backend and what it carries for its weight. */
@@ -122,6 +123,8 @@ static __always_inline bool select_willing(const struct backend *b, const struct
 		return false;
 	if (w->any)
 		return true;
+	if (w->proven && !stat->answered)
+		return false;
 	if (id == w->avoid || (stat->refused && (__s32)(stat->refused - w->since) > 0))
 		return false;
 	return !(b->flags & BACKEND_TRIAL) || stat->load <= stat->active;

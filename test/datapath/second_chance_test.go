@@ -91,6 +91,31 @@ func TestARefusalIsRememberedUntilAnAnswer(t *testing.T) {
 	}
 }
 
+// Where containers start one after the other each SYN of a flow could meet one that does not listen yet.
+func TestARefusedFlowGoesToWhoHasAnswered(t *testing.T) {
+	for family := range families {
+		w := newWorld(t, 6)
+		good := w.flow(vips[family], family, lb.TCP, 39999)
+		good.establish()
+		met := 0
+		for port := uint16(40000); port < 40100 && met < 3; port++ {
+			f := w.flow(vips[family], family, lb.TCP, port)
+			f.out(packet.SYN, f.seq, 0)
+			if f.backend.ifindex == good.backend.ifindex {
+				continue
+			}
+			met++
+			f.refusal()
+			if f.out(packet.SYN, f.seq, 0); f.backend.ifindex != good.backend.ifindex {
+				t.Error("a refused flow went to a backend that never answered any")
+			}
+		}
+		if met != 3 {
+			t.Errorf("%d refusals, want 3", met)
+		}
+	}
+}
+
 // refusal sends the backend's reset in answer to the flow's SYN and returns the verdict.
 func (f *flow) refusal() uint32 {
 	f.w.t.Helper()
