@@ -99,12 +99,12 @@ static __always_inline __u32 select_table(const struct frontend *f, __u32 slot)
 
 /* Whom a new flow asks for. */
 struct wish {
-	__u32 now;    /* tick */
-	__u32 since;  /* not who refused any flow after this tick */
-	__u32 avoid;  /* not this backend, which refused this flow; 0: none */
-	__u32 proven; /* only who has answered a flow before */
-	__u16 any;    /* those are better than nobody */
-	__u16 home;   /* only where the flow was before, if that is a function of its tuple */
+	__u32 now;   /* tick */
+	__u32 since; /* not who refused any flow after this tick */
+	__u32 avoid; /* not this backend, which refused this flow; 0: none */
+	__u8 proven; /* only who has answered a flow before */
+	__u8 any;    /* those are better than nobody */
+	__u16 home;  /* only where the flow was before, if that is a function of its tuple */
 };
 
 /* A backend and what it carries for its weight. */
