@@ -36,9 +36,13 @@ const (
 	CtSweepMapGroups        = "groups"
 	CtSweepMapHeldFragments = "held_fragments"
 	CtSweepMapHeldRing      = "held_ring"
+	CtSweepMapNodes         = "nodes"
 	CtSweepMapRejectBuckets = "reject_buckets"
 	CtSweepMapServices      = "services"
 	CtSweepMapSettings      = "settings"
+	CtSweepMapSubnets       = "subnets"
+	CtSweepMapUplinks       = "uplinks"
+	CtSweepMapVteps         = "vteps"
 	CtSweepProgCtSweep      = "ct_sweep"
 	CtSweepVarConfig        = "config"
 )
@@ -112,9 +116,13 @@ type CtSweepMapSpecs struct {
 	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
+	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
+	Subnets       *ebpf.MapSpec `ebpf:"subnets"`
+	Uplinks       *ebpf.MapSpec `ebpf:"uplinks"`
+	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 }
 
 // CtSweepVariableSpecs contains global variables before they are loaded into the kernel.
@@ -164,9 +172,13 @@ type CtSweepMaps struct {
 	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
+	Nodes         *ebpf.Map `ebpf:"nodes"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
+	Subnets       *ebpf.Map `ebpf:"subnets"`
+	Uplinks       *ebpf.Map `ebpf:"uplinks"`
+	Vteps         *ebpf.Map `ebpf:"vteps"`
 }
 
 func (m *CtSweepMaps) Close() error {
@@ -191,9 +203,13 @@ func (m *CtSweepMaps) Close() error {
 		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
+		m.Nodes,
 		m.RejectBuckets,
 		m.Services,
 		m.Settings,
+		m.Subnets,
+		m.Uplinks,
+		m.Vteps,
 	)
 }
 

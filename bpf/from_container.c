@@ -5,8 +5,8 @@
 #include "lib/deliver.h"
 #include "lib/flow.h"
 #include "lib/other.h"
+#include "lib/refuse.h"
 #include "lib/release.h"
-#include "lib/reject.h"
 
 /* In host stack mode a reply goes on untranslated, by way of the host, and to_container has it next. */
 static __always_inline bool goes_by_the_host(const struct ct_hit *hit, const struct nat_target *to)
@@ -28,9 +28,11 @@ static __always_inline void to_the_host(struct __sk_buff *skb, const struct pack
 		bpf_skb_store_bytes(skb, 0, own->up_mac, MAC_LEN, 0);
 }
 
-/* forward sends a packet with its pair on: account, translate, deliver. */
+/* forward sends a packet with its pair on: account, translate, deliver. Returns a verdict through `verdict`,
+ * or what its sender is to be told.
+ */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,
-				   struct ct_hit *hit)
+				   struct ct_hit *hit, int *verdict)
 {
 	struct nat_target to;
 	__u32 how = 0;
@@ -39,8 +41,13 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	err = nat_target(hit, &to);
 	if (!err && !flow_at_home(skb, hit) && !(hit->pair->flags & PAIR_DIRECT))
 		err = flow_elsewhere(skb, p, hit->index, hit->dir);
+	if (err) {
+		*verdict = verdict_drop(err);
+		return 0;
+	}
+	err = deliver_fits(skb, p, &to);
 	if (err)
-		return verdict_drop(err);
+		return err;
 	if (goes_by_the_host(hit, &to)) {
 		to_the_host(skb, p);
 	} else {
@@ -48,15 +55,14 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		if (flow_untouched(hit->pair)) {
 			to.deliver = DELIVER_STACK;
 		} else {
-			err = nat_translate(skb, p, &to);
+			err = deliver_translate(skb, p, &to);
 			how = FIRST_TRANSLATED;
 		}
 	}
 	if (!err && p->fragment)
 		err = fragment_first(skb, p, &to, fragment_place_of(hit), how);
-	if (err)
-		return verdict_drop(err);
-	return deliver_from_veth(skb, to.deliver, to.ifindex);
+	*verdict = err ? verdict_drop(err) : deliver_from_ingress(skb, p, to.deliver, to.ifindex);
+	return 0;
 }
 
 /* as_its_client makes of a removed backend's answer the segment that its client would send next. */
@@ -80,7 +86,8 @@ static __always_inline int reset_client(struct __sk_buff *skb, struct packet *p,
 	if (!err && back->deliver != DELIVER_STACK &&
 	    bpf_skb_store_bytes(skb, 0, back->mac, MAC_LEN, 0))
 		err = -DROP_REWRITE;
-	return err ? verdict_unanswered(err) : deliver_from_veth(skb, back->deliver, back->ifindex);
+	return err ? verdict_unanswered(err)
+		   : deliver_from_ingress(skb, p, back->deliver, back->ifindex);
 }
 
 /* answer_sender sends the packet, an answer by now, back to the container that it came from. */
@@ -98,14 +105,11 @@ static __always_inline int answer_sender(struct __sk_buff *skb)
 static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, struct ct_hit *hit,
 				  int error)
 {
-	if (!reject_wanted(error) ||
-	    (hit->dir == DIR_REPLY && (error != -DROP_BACKEND_GONE || p->tuple.proto != PROTO_TCP)))
-		return verdict_drop(error);
-	verdict_count(error);
-	if (hit->dir == DIR_REPLY)
+	if (hit->dir == DIR_REPLY && error == -DROP_BACKEND_GONE && p->tuple.proto == PROTO_TCP) {
+		verdict_count(error);
 		return reset_client(skb, p, hit);
-	error = reject_answer(skb, p);
-	return error ? verdict_unanswered(error) : answer_sender(skb);
+	}
+	return refuse_hit(skb, p, hit, error) == REFUSE_TOLD ? answer_sender(skb) : VERDICT_DROP;
 }
 
 /* other handles what has no ports of its own. */
@@ -127,6 +131,8 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 		return answer_sender(skb);
 	if (!found)
 		found = nat_target(&hit, &to);
+	if (!found)
+		found = deliver_fits(skb, p, &to);
 	if (found)
 		return verdict_drop(found);
 	if (flow_untouched(hit.pair)) {
@@ -139,7 +145,7 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 		return verdict_next();
 	}
 	found = other_translate(skb, p, parsed, &q, &hit, &to);
-	return found ? verdict_drop(found) : deliver_from_veth(skb, to.deliver, to.ifindex);
+	return found ? verdict_drop(found) : deliver_from_ingress(skb, p, to.deliver, to.ifindex);
 }
 
 /* pass lets go on what is not ours; the fragments behind it need not wait. */
@@ -155,7 +161,7 @@ int from_container(struct __sk_buff *skb)
 {
 	struct packet p;
 	struct ct_hit hit = {};
-	int parsed, found;
+	int parsed, found, verdict = VERDICT_DROP;
 
 	parsed = parse_packet(skb, &p);
 	if (parsed != PARSED_FLOW)
@@ -163,9 +169,9 @@ int from_container(struct __sk_buff *skb)
 	found = flow_find(skb, &p, &hit, SIDE_CONTAINER);
 	if (found > 0)
 		return pass(skb, &p);
-	if (found < 0)
-		return refuse(skb, &p, &hit, found);
-	return forward(skb, &p, &hit);
+	if (!found)
+		found = forward(skb, &p, &hit, &verdict);
+	return found < 0 ? refuse(skb, &p, &hit, found) : verdict;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

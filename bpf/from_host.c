@@ -9,42 +9,59 @@
 #include "lib/deliver.h"
 #include "lib/flow.h"
 #include "lib/other.h"
+#include "lib/refuse.h"
 #include "lib/release.h"
-#include "lib/reject.h"
 
 /* answer_sender sends the packet, an answer by now, back up by the ingress of tclb0. */
 static __always_inline int answer_sender(struct __sk_buff *skb)
 {
 	int err = reject_swap_macs(skb);
 
-	return err ? verdict_drop(err) : deliver_from_host(skb, DELIVER_HOST, skb->ifindex);
+	return err ? verdict_drop(err) : deliver_from_host(skb, NULL, DELIVER_HOST, skb->ifindex);
 }
 
 /* refuse counts a refusal and tells its sender. */
-static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p, __u32 dir,
-				  int error)
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
+				  const struct ct_hit *hit, int error)
 {
-	if (dir == DIR_REPLY || !reject_wanted(error))
-		return verdict_drop(error);
-	verdict_count(error);
-	error = reject_answer(skb, p);
-	return error ? verdict_unanswered(error) : answer_sender(skb);
+	return refuse_hit(skb, p, hit, error) == REFUSE_TOLD ? answer_sender(skb) : VERDICT_DROP;
 }
 
+/* forward sends a packet with its pair on. Returns a verdict through `verdict`, or what its sender is to
+ * be told.
+ */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,
-				   struct ct_hit *hit)
+				   struct ct_hit *hit, int *verdict)
 {
 	struct nat_target to;
 	int err;
 
-	ct_touch(skb, &hit->pair->half[hit->dir & 1], p);
 	err = nat_target(hit, &to);
-	if (!err)
-		err = nat_translate(skb, p, &to);
+	if (!err) {
+		err = deliver_fits(skb, p, &to);
+		if (err)
+			return err;
+		ct_touch(skb, &hit->pair->half[hit->dir & 1], p);
+		err = deliver_translate(skb, p, &to);
+	}
 	if (!err && p->fragment)
 		err = fragment_first(skb, p, &to, fragment_place_of(hit),
 				     FIRST_TRANSLATED | FIRST_EGRESS);
-	return err ? verdict_drop(err) : deliver_from_host(skb, to.deliver, to.ifindex);
+	*verdict = err ? verdict_drop(err) : deliver_from_host(skb, p, to.deliver, to.ifindex);
+	return 0;
+}
+
+/* probe sends a probe of this host's proxy to the node that it is for; all else ends here. */
+static __always_inline int probe(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 id = probe_node(skb, p);
+	struct node *n = id ? tunnel_node(id) : NULL;
+
+	if (!n)
+		return VERDICT_DROP;
+	if (bpf_skb_store_bytes(skb, 0, n->mac, MAC_LEN, 0))
+		return verdict_drop(-DROP_REWRITE);
+	return deliver_to_node(skb, p, id);
 }
 
 /* other handles what has no ports of its own. Only what goes to a VIP counts when it ends here. */
@@ -67,8 +84,10 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 	if (!found)
 		found = nat_target(&hit, &to);
 	if (!found)
+		found = deliver_fits(skb, p, &to);
+	if (!found)
 		found = other_translate(skb, p, parsed, &q, &hit, &to);
-	return found ? verdict_drop(found) : deliver_from_host(skb, to.deliver, to.ifindex);
+	return found ? verdict_drop(found) : deliver_from_host(skb, p, to.deliver, to.ifindex);
 }
 
 SEC("tc")
@@ -76,17 +95,17 @@ int from_host(struct __sk_buff *skb)
 {
 	struct packet p;
 	struct ct_hit hit = {};
-	int found, parsed;
+	int found, parsed, verdict = VERDICT_DROP;
 
 	parsed = parse_packet(skb, &p);
 	if (parsed != PARSED_FLOW)
 		return other(skb, &p, parsed);
 	found = flow_find(skb, &p, &hit, SIDE_HOST);
 	if (found > 0)
-		return VERDICT_DROP;
-	if (found < 0)
-		return refuse(skb, &p, hit.dir, found);
-	return forward(skb, &p, &hit);
+		return probe(skb, &p);
+	if (!found)
+		found = forward(skb, &p, &hit, &verdict);
+	return found < 0 ? refuse(skb, &p, &hit, found) : verdict;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -36,9 +36,13 @@ const (
 	FromHostMapGroups        = "groups"
 	FromHostMapHeldFragments = "held_fragments"
 	FromHostMapHeldRing      = "held_ring"
+	FromHostMapNodes         = "nodes"
 	FromHostMapRejectBuckets = "reject_buckets"
 	FromHostMapServices      = "services"
 	FromHostMapSettings      = "settings"
+	FromHostMapSubnets       = "subnets"
+	FromHostMapUplinks       = "uplinks"
+	FromHostMapVteps         = "vteps"
 	FromHostProgFromHost     = "from_host"
 	FromHostVarConfig        = "config"
 )
@@ -112,9 +116,13 @@ type FromHostMapSpecs struct {
 	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
+	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
+	Subnets       *ebpf.MapSpec `ebpf:"subnets"`
+	Uplinks       *ebpf.MapSpec `ebpf:"uplinks"`
+	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 }
 
 // FromHostVariableSpecs contains global variables before they are loaded into the kernel.
@@ -164,9 +172,13 @@ type FromHostMaps struct {
 	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
+	Nodes         *ebpf.Map `ebpf:"nodes"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
+	Subnets       *ebpf.Map `ebpf:"subnets"`
+	Uplinks       *ebpf.Map `ebpf:"uplinks"`
+	Vteps         *ebpf.Map `ebpf:"vteps"`
 }
 
 func (m *FromHostMaps) Close() error {
@@ -191,9 +203,13 @@ func (m *FromHostMaps) Close() error {
 		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
+		m.Nodes,
 		m.RejectBuckets,
 		m.Services,
 		m.Settings,
+		m.Subnets,
+		m.Uplinks,
+		m.Vteps,
 	)
 }
 

@@ -22,4 +22,5 @@ EXPORT(scheduler);
 EXPORT(timeout);
 EXPORT(backend_flag);
 EXPORT(setting_flag);
+EXPORT(node_flag);
 EXPORT(drop_reason);

@@ -137,6 +137,8 @@ const (
 	MapsCtPairFlagPAIR_SYN_TIMED MapsCtPairFlag = 8
 	MapsCtPairFlagPAIR_ASKS      MapsCtPairFlag = 16
 	MapsCtPairFlagPAIR_ASKED     MapsCtPairFlag = 32
+	MapsCtPairFlagPAIR_RETURN    MapsCtPairFlag = 64
+	MapsCtPairFlagPAIR_SNAT      MapsCtPairFlag = 128
 	MapsCtPairFlagPAIR_REFUSALS  MapsCtPairFlag = 65280
 )
 
@@ -169,6 +171,7 @@ const (
 	MapsDeliverDELIVER_PEER   MapsDeliver = 1
 	MapsDeliverDELIVER_HOST   MapsDeliver = 2
 	MapsDeliverDELIVER_TUNNEL MapsDeliver = 3
+	MapsDeliverDELIVER_UPLINK MapsDeliver = 4
 )
 
 type MapsDropReason uint32
@@ -193,7 +196,9 @@ const (
 	MapsDropReasonDROP_TUNNEL_MTU    MapsDropReason = 16
 	MapsDropReasonDROP_RATE_LIMITED  MapsDropReason = 17
 	MapsDropReasonDROP_SECOND_CHANCE MapsDropReason = 18
-	MapsDropReasonDROP_REASONS       MapsDropReason = 19
+	MapsDropReasonDROP_TUNNEL_NODE   MapsDropReason = 19
+	MapsDropReasonDROP_TUNNEL_CARGO  MapsDropReason = 20
+	MapsDropReasonDROP_REASONS       MapsDropReason = 21
 )
 
 type MapsEndpoint struct {
@@ -202,6 +207,9 @@ type MapsEndpoint struct {
 	UpMac     [6]uint8
 	Pad       uint16
 	Owner     uint32
+	Ifindex   uint32
+	Mac       [6]uint8
+	Pad2      uint16
 }
 
 type MapsEndpointKey struct {
@@ -233,7 +241,8 @@ type MapsFragmentKey struct {
 	Daddr [16]uint8
 	Id    uint32
 	Proto uint8
-	Pad   [3]uint8
+	Pad   uint8
+	Zone  uint16
 }
 
 type MapsFrontend struct {
@@ -260,6 +269,8 @@ const (
 	MapsFrontendFlagFRONTEND_ALLOW    MapsFrontendFlag = 1
 	MapsFrontendFlagFRONTEND_AFFINITY MapsFrontendFlag = 2
 	MapsFrontendFlagFRONTEND_LISTED   MapsFrontendFlag = 4
+	MapsFrontendFlagFRONTEND_OWN      MapsFrontendFlag = 8
+	MapsFrontendFlagFRONTEND_ANNOUNCE MapsFrontendFlag = 16
 )
 
 type MapsFrontendKey struct {
@@ -316,17 +327,41 @@ type MapsLatency struct {
 	Tick uint32
 }
 
+type MapsNode struct {
+	_     structs.HostLayout
+	Vtep  [16]uint8
+	Mac   [6]uint8
+	Flags uint16
+	Mtu   uint32
+	Pad   uint32
+}
+
+type MapsNodeFlag uint32
+
+const (
+	MapsNodeFlagNODE_KNOWN      MapsNodeFlag = 1
+	MapsNodeFlagNODE_SNAT       MapsNodeFlag = 2
+	MapsNodeFlagNODE_SNAT_CHECK MapsNodeFlag = 4
+)
+
 type MapsNodeSettings struct {
-	_           structs.HostLayout
-	Keys        [5]uint64
-	Flags       uint32
-	HostIfindex uint32
-	HostMac     [6]uint8
-	Pad         uint16
-	Second      uint32
-	Pad2        uint32
-	Hairpin4    [16]uint8
-	Hairpin6    [16]uint8
+	_             structs.HostLayout
+	Keys          [5]uint64
+	Flags         uint32
+	HostIfindex   uint32
+	HostMac       [6]uint8
+	Pad           uint16
+	Second        uint32
+	TunnelIfindex uint32
+	Hairpin4      [16]uint8
+	Hairpin6      [16]uint8
+	Vni           uint32
+	SnatMin       uint16
+	SnatMax       uint16
+	Vtep4         [16]uint8
+	Vtep6         [16]uint8
+	Snat4         [16]uint8
+	Snat6         [16]uint8
 }
 
 type MapsRejectBucket struct {
@@ -363,6 +398,13 @@ const (
 	MapsSettingFlagSETTING_ANTI_SPOOF MapsSettingFlag = 2
 )
 
+type MapsSubnetKey struct {
+	_         structs.HostLayout
+	PrefixLen uint32
+	Node      uint32
+	Addr      [16]uint8
+}
+
 type MapsSweep struct {
 	_       structs.HostLayout
 	From    uint32
@@ -395,6 +437,17 @@ type MapsTuple struct {
 	Zone  uint16
 }
 
+type MapsUplink struct {
+	_   structs.HostLayout
+	Mac [6]uint8
+	Pad uint16
+}
+
+type MapsVtepKey struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -419,9 +472,13 @@ const (
 	MapsMapGroups             = "groups"
 	MapsMapHeldFragments      = "held_fragments"
 	MapsMapHeldRing           = "held_ring"
+	MapsMapNodes              = "nodes"
 	MapsMapRejectBuckets      = "reject_buckets"
 	MapsMapServices           = "services"
 	MapsMapSettings           = "settings"
+	MapsMapSubnets            = "subnets"
+	MapsMapUplinks            = "uplinks"
+	MapsMapVteps              = "vteps"
 	MapsVarExportBackendFlag  = "export_backend_flag"
 	MapsVarExportCtDir        = "export_ct_dir"
 	MapsVarExportCtHalfFlag   = "export_ct_half_flag"
@@ -433,6 +490,7 @@ const (
 	MapsVarExportFrontendFlag = "export_frontend_flag"
 	MapsVarExportFrontendKind = "export_frontend_kind"
 	MapsVarExportHeldState    = "export_held_state"
+	MapsVarExportNodeFlag     = "export_node_flag"
 	MapsVarExportScheduler    = "export_scheduler"
 	MapsVarExportSettingFlag  = "export_setting_flag"
 	MapsVarExportSweep        = "export_sweep"
@@ -507,9 +565,13 @@ type MapsMapSpecs struct {
 	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
+	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
+	Subnets       *ebpf.MapSpec `ebpf:"subnets"`
+	Uplinks       *ebpf.MapSpec `ebpf:"uplinks"`
+	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 }
 
 // MapsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -527,6 +589,7 @@ type MapsVariableSpecs struct {
 	ExportFrontendFlag *ebpf.VariableSpec `ebpf:"export_frontend_flag"`
 	ExportFrontendKind *ebpf.VariableSpec `ebpf:"export_frontend_kind"`
 	ExportHeldState    *ebpf.VariableSpec `ebpf:"export_held_state"`
+	ExportNodeFlag     *ebpf.VariableSpec `ebpf:"export_node_flag"`
 	ExportScheduler    *ebpf.VariableSpec `ebpf:"export_scheduler"`
 	ExportSettingFlag  *ebpf.VariableSpec `ebpf:"export_setting_flag"`
 	ExportSweep        *ebpf.VariableSpec `ebpf:"export_sweep"`
@@ -573,9 +636,13 @@ type MapsMaps struct {
 	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
+	Nodes         *ebpf.Map `ebpf:"nodes"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
+	Subnets       *ebpf.Map `ebpf:"subnets"`
+	Uplinks       *ebpf.Map `ebpf:"uplinks"`
+	Vteps         *ebpf.Map `ebpf:"vteps"`
 }
 
 func (m *MapsMaps) Close() error {
@@ -600,9 +667,13 @@ func (m *MapsMaps) Close() error {
 		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
+		m.Nodes,
 		m.RejectBuckets,
 		m.Services,
 		m.Settings,
+		m.Subnets,
+		m.Uplinks,
+		m.Vteps,
 	)
 }
 
@@ -621,6 +692,7 @@ type MapsVariables struct {
 	ExportFrontendFlag *ebpf.Variable `ebpf:"export_frontend_flag"`
 	ExportFrontendKind *ebpf.Variable `ebpf:"export_frontend_kind"`
 	ExportHeldState    *ebpf.Variable `ebpf:"export_held_state"`
+	ExportNodeFlag     *ebpf.Variable `ebpf:"export_node_flag"`
 	ExportScheduler    *ebpf.Variable `ebpf:"export_scheduler"`
 	ExportSettingFlag  *ebpf.Variable `ebpf:"export_setting_flag"`
 	ExportSweep        *ebpf.Variable `ebpf:"export_sweep"`

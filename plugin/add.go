@@ -129,13 +129,18 @@ func (p *plugin) sizes(runDir string) datapath.Sizes {
 // putEndpoint writes the container's addresses. The programs find them there from their first
 // packet on, so this comes before attaching.
 func putEndpoint(dp maps, e registry.Endpoint) error {
-	mac, err := net.ParseMAC(e.UpMAC)
-	if err != nil || len(mac) != 6 {
+	up, err := net.ParseMAC(e.UpMAC)
+	if err != nil || len(up) != 6 {
 		return failure(codePeer, err, "%s has no Ethernet address on the host's side", e.HostInterface)
 	}
+	own, err := net.ParseMAC(e.MAC)
+	if err != nil || len(own) != 6 {
+		return failure(codePeer, err, "%s has no Ethernet address in the container", e.Ifname)
+	}
+	record := datapath.Endpoint{UpIfindex: e.UpIfindex, UpMAC: [6]byte(up), MAC: [6]byte(own), Owner: registry.Owner(e.ContainerID)}
 	for _, a := range e.Addresses {
 		key := datapath.EndpointKey{Address: a, Ifindex: e.HostIfindex}
-		err := dp.PutEndpoint(key, datapath.Endpoint{UpIfindex: e.UpIfindex, UpMAC: [6]byte(mac), Owner: registry.Owner(e.ContainerID)})
+		err := dp.PutEndpoint(key, record)
 		if errors.Is(err, datapath.ErrFull) {
 			return failure(types.ErrTryAgainLater, err, "this node has no room for another attached container")
 		}

@@ -3,6 +3,7 @@
 #ifndef TCLB_DELIVER_H
 #define TCLB_DELIVER_H
 
+#include "encap.h"
 #include "nat.h"
 #include "verdict.h"
 
@@ -15,13 +16,28 @@ static __always_inline void deliver_to_host_type(struct __sk_buff *skb)
 		bpf_skb_change_type(skb, PACKET_HOST);
 }
 
-/* deliver_from_veth sends a packet on from the ingress of a container's veth. */
-static __always_inline int deliver_from_veth(struct __sk_buff *skb, __u8 deliver, __u32 ifindex)
+/* deliver_to_node sends a packet by tunnel. */
+static __always_inline int deliver_to_node(struct __sk_buff *skb, const struct packet *p, __u32 id)
+{
+	int sent = encap_send(skb, p, id);
+
+	return sent < 0 ? verdict_drop(sent) : sent;
+}
+
+/* deliver_from_ingress sends a packet on from the ingress of a container's veth, an uplink or the tunnel
+ * device.
+ */
+static __always_inline int deliver_from_ingress(struct __sk_buff *skb, const struct packet *p,
+						__u8 deliver, __u32 ifindex)
 {
 	if (deliver == DELIVER_PEER) {
 		deliver_to_host_type(skb);
 		return bpf_redirect_peer(ifindex, 0);
 	}
+	if (deliver == DELIVER_TUNNEL)
+		return deliver_to_node(skb, p, ifindex);
+	if (deliver == DELIVER_UPLINK)
+		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 	if (deliver == DELIVER_HOST) {
 		deliver_to_host_type(skb);
 		return bpf_redirect(ifindex, BPF_F_INGRESS);
@@ -32,12 +48,33 @@ static __always_inline int deliver_from_veth(struct __sk_buff *skb, __u8 deliver
 /* deliver_from_host sends a packet on from the egress of tclb0, where redirect_peer does not
  * work: out of the veth, past its to_container, which leaves original packets alone.
  */
-static __always_inline int deliver_from_host(struct __sk_buff *skb, __u8 deliver, __u32 ifindex)
+static __always_inline int deliver_from_host(struct __sk_buff *skb, const struct packet *p,
+					     __u8 deliver, __u32 ifindex)
 {
 	if (deliver == DELIVER_PEER)
 		return bpf_redirect(ifindex, 0);
+	if (deliver == DELIVER_TUNNEL)
+		return deliver_to_node(skb, p, ifindex);
 	deliver_to_host_type(skb);
 	return bpf_redirect(ifindex, BPF_F_INGRESS);
+}
+
+/* deliver_fits says whether a packet of a half can leave as the half does. Returns 0 or -DROP_... */
+static __always_inline int deliver_fits(struct __sk_buff *skb, const struct packet *p,
+					const struct nat_target *to)
+{
+	return to->deliver == DELIVER_TUNNEL ? encap_fits(skb, p, to->ifindex) : 0;
+}
+
+/* deliver_translate rewrites a packet into `to` and fits a handshake to the tunnel it goes through. */
+static __always_inline int deliver_translate(struct __sk_buff *skb, const struct packet *p,
+					     const struct nat_target *to)
+{
+	int err = nat_translate(skb, p, to);
+
+	if (!err && to->deliver == DELIVER_TUNNEL && p->tcp_flags & TCP_SYN)
+		err = encap_clamp(skb, p, to->ifindex);
+	return err;
 }
 
 #endif

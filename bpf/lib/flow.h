@@ -7,7 +7,9 @@
 #ifndef TCLB_FLOW_H
 #define TCLB_FLOW_H
 
+#include "own.h"
 #include "pair.h"
+#include "return.h"
 #include "tcp.h"
 
 /* What flow_packet says besides -DROP_... : go on with the pair, or not ours. */
@@ -54,7 +56,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 	struct frontend *f;
 	__u32 zero = 0;
 	int owner = 0;
-	bool vip;
+	bool vip, own;
 
 	if (!p)
 		return FLOW_NONE;
@@ -64,13 +66,16 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 	if (!f || !s)
 		return FLOW_NONE;
 	vip = f->kind == FRONTEND_VIP;
+	own = vip && side == SIDE_UPLINK && f->flags & FRONTEND_OWN;
 	key.port = p->tuple.dport;
 	key.proto = p->tuple.proto;
 	f = bpf_map_lookup_elem(&frontends, &key);
 	if (!f && !vip)
 		return FLOW_NONE;
 	if (f && f->kind == FRONTEND_BACKEND && frontend_is(f, &key))
-		return side == SIDE_CONTAINER ? flow_direct(skb, p) : FLOW_NONE;
+		return side == SIDE_HOST ? FLOW_NONE : flow_direct(skb, p, s, side);
+	if (own && (!f || own_socket(skb, p)))
+		return FLOW_NONE;
 	if (side == SIDE_CONTAINER)
 		owner = flow_owner(p, skb->ifindex);
 	if (owner < 0 && s->flags & SETTING_ANTI_SPOOF)
@@ -134,7 +139,8 @@ static __always_inline int flow_find(struct __sk_buff *skb, const struct packet 
 	}
 	if (flow <= FLOW_AGAIN(0)) {
 		hit->dir = DIR_ORIGINAL;
-		flow = flow_new(skb, p, side, FLOW_RETRY(flow));
+		flow = side == SIDE_OVERLAY ? flow_return(skb, p)
+					    : flow_new(skb, p, side, FLOW_RETRY(flow));
 	}
 	if (flow == FLOW_NONE)
 		return 1;

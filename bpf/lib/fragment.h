@@ -28,6 +28,7 @@ static __always_inline void fragment_key(struct fragment_key *key, const __u8 *s
 	addr_copy(key->saddr, saddr);
 	addr_copy(key->daddr, daddr);
 	key->id = p->fragment_id;
+	key->zone = p->tuple.zone;
 	/* Later IPv6 fragments may name another protocol than the first one (RFC 8200, 4.5). */
 	key->proto = addr_is_v4(saddr) ? p->tuple.proto : 0;
 }
@@ -36,7 +37,7 @@ static __always_inline bool fragment_key_equal(const struct fragment_key *a,
 					       const struct fragment_key *b)
 {
 	return addr_equal(a->saddr, b->saddr) && addr_equal(a->daddr, b->daddr) && a->id == b->id &&
-	       a->proto == b->proto;
+	       a->proto == b->proto && a->zone == b->zone;
 }
 
 static __always_inline bool fragment_fresh(__u32 seen, __u32 now)
@@ -76,6 +77,8 @@ static __always_inline bool fragment_concerns(const struct packet *p, __u32 side
 	if (p->tuple.proto != PROTO_TCP && p->tuple.proto != PROTO_UDP &&
 	    (p->tuple.proto != PROTO_DSTOPTS || addr_is_v4(p->tuple.saddr)))
 		return false;
+	if (side == SIDE_OVERLAY)
+		return true;
 	addr_copy(key.vip, p->tuple.daddr);
 	f = bpf_map_lookup_elem(&frontends, &key);
 	if (f && f->kind == FRONTEND_VIP)

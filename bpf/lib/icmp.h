@@ -14,10 +14,7 @@
 #include "nat.h"
 #include "reject.h"
 
-#define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER 12
-#define ICMP_FRAG_NEEDED 4
-#define ICMPV6_PACKET_TOO_BIG 2
 #define ICMPV6_LAST_ERROR 4 /* 1 to 4 */
 
 /* What a path has to carry (RFC 791, RFC 8200): who says less would make us send dust. A router
@@ -136,6 +133,7 @@ __noinline int icmp_quote(struct __sk_buff *skb, const struct packet *p, struct 
 	    bpf_skb_load_bytes(skb, off, &q->tuple.sport, 2 * sizeof(__be16)))
 		return ICMP_ILLEGIBLE;
 	q->l4_off = off;
+	q->tuple.zone = p->tuple.zone;
 	icmp_turn_tuple(&q->tuple);
 	return ICMP_QUOTE;
 }

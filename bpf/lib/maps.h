@@ -192,6 +192,43 @@ struct {
 	__uint(max_entries, 1);
 } allow SEC(".maps");
 
+/* nodes: node id -> how to reach it by tunnel. Written by the proxy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct node);
+	__uint(max_entries, NODES);
+} nodes SEC(".maps");
+
+/* vteps: underlay address -> node id: whose packets are accepted. Written by the proxy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct vtep_key);
+	__type(value, __u32);
+	__uint(max_entries, NODES);
+} vteps SEC(".maps");
+
+/* subnets: (node, prefix) -> present: where a client's address may be somebody else's. Written by
+ * the proxy.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct subnet_key);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} subnets SEC(".maps");
+
+/* uplinks: devices on which clients outside reach VIPs, by ifindex. Written by the proxy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct uplink);
+	__uint(max_entries, 64);
+} uplinks SEC(".maps");
+
 /* endpoints: (address, veth) of the containers attached here. Written by the plugin. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -27,7 +27,8 @@ static __always_inline int other_find(struct __sk_buff *skb, const struct packet
 		found = fragment_find(skb, p, hit, side);
 	else if (parsed == PARSED_ICMP)
 		found = icmp_find(skb, p, q, hit, side);
-	if (found != OTHER_FOREIGN || parsed == PARSED_OTHER || side == SIDE_NONE)
+	if (found != OTHER_FOREIGN || parsed == PARSED_OTHER || side == SIDE_NONE ||
+	    side == SIDE_OVERLAY)
 		return found;
 	echo = echo_answer(skb, p, side);
 	if (echo)

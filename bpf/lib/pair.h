@@ -5,9 +5,11 @@
 
 #include "choose.h"
 #include "tcp.h"
+#include "tunnel.h"
 
-#define FLOW_PORT_TRIES 10
+#define FLOW_PORT_TRIES 16
 #define FLOW_PORT_MIN 1024
+#define FLOW_MOVED_SPAN (1 << 23) /* sequence numbers: more than any window in flight */
 
 /* What the functions of a flow return besides -DROP_...: not ours, or the pair to go on with. */
 #define FLOW_NONE 0
@@ -17,7 +19,9 @@
 enum flow_side {
 	SIDE_CONTAINER = 0, /* from_container: the client is the container behind skb->ifindex */
 	SIDE_HOST = 1,	    /* from_host: the client is a process here, or forwarded by us */
-	SIDE_NONE = 2,	    /* to_container: answers only, nothing begins */
+	SIDE_NONE = 2,	    /* to_container, to_uplink: answers only, nothing begins */
+	SIDE_UPLINK = 3,  /* from_uplink: the client is somewhere behind the device skb->ifindex */
+	SIDE_OVERLAY = 4, /* from_overlay: another node chose, this one delivers */
 };
 
 /* flow_backend returns the pair's backend if it is still the one that was chosen, else NULL. */
@@ -29,70 +33,100 @@ static __always_inline struct backend *flow_backend(const struct ct_pair *pair)
 	return b && b->gen == pair->backend_gen && b->flags & BACKEND_LIVE ? b : NULL;
 }
 
+/* flow_other_port draws a source port for a translated flow: of a flow under this node's address from
+ * the range that no process here uses.
+ */
+static __noinline __be16 flow_other_port(const struct ct_pair *pair)
+{
+	__u32 zero = 0, first = FLOW_PORT_MIN, last = 65535;
+	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
+
+	if (s && pair->flags & PAIR_SNAT && s->snat_min && s->snat_min <= s->snat_max) {
+		first = s->snat_min;
+		last = s->snat_max;
+	}
+	return bpf_htons(first + bpf_get_prandom_u32() % (last - first + 1));
+}
+
 /* flow_reply_tuple writes how the backend will answer. The client's own address stays, except
  * that a container reaching itself, by whichever of its interfaces, sees the hairpin address,
- * and that a host reaching what is not attached here sees the VIP: answers to either come back
- * to our programs, and a container never sees a packet from its own address.
+ * that a host reaching what is not attached here sees the VIP (answers to either come back
+ * to our programs, and a container never sees a packet from its own address), and that a client
+ * whose address may be there too goes to another node under the address of this one.
  */
 static __always_inline void flow_reply_tuple(struct ct_pair *pair, const struct packet *p,
 					     const struct backend *b, const struct node_settings *s,
 					     __u32 side, int owner)
 {
 	struct tuple *reply = &pair->half[DIR_REPLY].tuple;
+	bool v4 = addr_is_v4(b->addr);
 
 	reply->proto = p->tuple.proto;
 	reply->pad = 0;
-	reply->zone = 0;
+	reply->zone = b->zone;
 	addr_copy(reply->saddr, b->addr);
 	reply->sport = b->port;
 	reply->dport = p->tuple.sport;
 	if (b->flags & BACKEND_LOCAL &&
 	    (addr_equal(b->addr, p->tuple.saddr) || (owner > 0 && (int)b->owner == owner))) {
 		pair->flags |= PAIR_HAIRPIN;
-		addr_copy(reply->daddr, addr_is_v4(b->addr) ? s->hairpin4 : s->hairpin6);
-	} else if (side == SIDE_HOST && !(b->flags & BACKEND_LOCAL)) {
+		addr_copy(reply->daddr, v4 ? s->hairpin4 : s->hairpin6);
+	} else if (b->zone && tunnel_snat(p, b->zone)) {
+		pair->flags |= PAIR_SNAT;
+		addr_copy(reply->daddr, v4 ? s->snat4 : s->snat6);
+		reply->dport = flow_other_port(pair);
+	} else if (side == SIDE_HOST && !(b->flags & BACKEND_LOCAL) && !b->zone) {
 		addr_copy(reply->daddr, p->tuple.daddr);
 	} else {
 		addr_copy(reply->daddr, p->tuple.saddr);
 	}
 }
 
-/* flow_leave_container says how both directions of a container's flow leave. */
-static __always_inline void flow_leave_container(struct __sk_buff *skb, struct ct_pair *pair,
-						 const struct backend *b, __u32 flags)
+/* flow_leave_by fills in how one half leaves. */
+static __always_inline void flow_leave_by(struct ct_half *half, __u8 deliver, __u32 ifindex,
+					  const __u8 *mac)
 {
-	struct ct_half *out = &pair->half[DIR_ORIGINAL], *back = &pair->half[DIR_REPLY];
+	half->deliver = deliver;
+	half->ifindex = ifindex;
+	if (mac)
+		__builtin_memcpy(half->mac, mac, MAC_LEN);
+}
 
-	if (flags & SETTING_HOST_STACK && !(pair->flags & PAIR_HAIRPIN))
-		return;
-	back->deliver = DELIVER_PEER;
-	back->ifindex = skb->ifindex;
-	bpf_skb_load_bytes(skb, ETH_ALEN, back->mac, MAC_LEN);
-	if (b->flags & BACKEND_LOCAL) {
-		out->deliver = DELIVER_PEER;
-		out->ifindex = b->ifindex;
-		__builtin_memcpy(out->mac, b->mac, MAC_LEN);
+/* flow_leave_back says how answers leave: the way that the flow's first packet came. */
+static __always_inline void flow_leave_back(struct __sk_buff *skb, struct ct_pair *pair,
+					    const struct node_settings *s, __u32 side)
+{
+	struct ct_half *back = &pair->half[DIR_REPLY];
+
+	if (side == SIDE_HOST) {
+		flow_leave_by(back, DELIVER_HOST, s->host_ifindex, s->host_mac);
+	} else if (side == SIDE_UPLINK) {
+		flow_leave_by(back, DELIVER_UPLINK, skb->ifindex, NULL);
+	} else {
+		flow_leave_by(back, DELIVER_PEER, skb->ifindex, NULL);
+		bpf_skb_load_bytes(skb, ETH_ALEN, back->mac, MAC_LEN);
 	}
 }
 
-/* flow_leave_host says the same for a flow that came to tclb0. */
-static __always_inline void flow_leave_host(struct ct_pair *pair, const struct backend *b,
-					    const struct node_settings *s)
+/* flow_leave says how both directions of a new flow leave. In host stack mode they go by the stack, but
+ * for what it knows no way for: to itself, and to other nodes.
+ */
+static __always_inline void flow_leave(struct __sk_buff *skb, struct ct_pair *pair,
+				       const struct backend *b, const struct node_settings *s,
+				       __u32 side)
 {
-	struct ct_half *out = &pair->half[DIR_ORIGINAL], *back = &pair->half[DIR_REPLY];
+	struct ct_half *out = &pair->half[DIR_ORIGINAL];
 
-	back->deliver = DELIVER_HOST;
-	back->ifindex = s->host_ifindex;
-	__builtin_memcpy(back->mac, s->host_mac, MAC_LEN);
-	if (b->flags & BACKEND_LOCAL) {
-		out->deliver = DELIVER_PEER;
-		out->ifindex = b->ifindex;
-		__builtin_memcpy(out->mac, b->mac, MAC_LEN);
-	} else {
-		out->deliver = DELIVER_HOST;
-		out->ifindex = s->host_ifindex;
-		__builtin_memcpy(out->mac, s->host_mac, MAC_LEN);
-	}
+	if (s->flags & SETTING_HOST_STACK && side != SIDE_HOST && !(pair->flags & PAIR_HAIRPIN) &&
+	    !b->zone)
+		return;
+	flow_leave_back(skb, pair, s, side);
+	if (b->flags & BACKEND_LOCAL)
+		flow_leave_by(out, DELIVER_PEER, b->ifindex, b->mac);
+	else if (b->zone)
+		tunnel_leave(out, b->zone);
+	else if (side == SIDE_HOST)
+		flow_leave_by(out, DELIVER_HOST, s->host_ifindex, s->host_mac);
 }
 
 /* flow_begin resets a taken pair to an empty flow with p's tuple. */
@@ -110,15 +144,27 @@ static __always_inline void flow_begin(struct ct_pair *pair, const struct packet
 		tcp_first(pair, p);
 }
 
-/* flow_stale says whether the pair that stands in a new flow's way has nothing left to lose. */
-static __always_inline bool flow_stale(__u32 index, __u32 *life)
+/* flow_moved says whether a new pair, made in mid-flow, is the old one's flow that comes another way:
+ * by another node, which chose the same backend. Its numbers go on where the old one's were.
+ */
+static __always_inline bool flow_moved(const struct ct_pair *pair, const struct ct_pair *old)
 {
-	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+	const struct ct_half *half = &pair->half[DIR_ORIGINAL], *was = &old->half[DIR_ORIGINAL];
 
-	if (!pair)
+	return half->tuple.proto == PROTO_TCP && !(half->flags & HALF_SYN) &&
+	       old->state == CT_ESTABLISHED &&
+	       half->end - was->end + FLOW_MOVED_SPAN <= 2 * FLOW_MOVED_SPAN;
+}
+
+/* flow_stale says whether the pair that stands in a new flow's way has nothing left to lose. */
+static __noinline bool flow_stale(const struct ct_pair *pair, __u32 index, __u32 *life)
+{
+	struct ct_pair *old = bpf_map_lookup_elem(&ct_pairs, &index);
+
+	if (!old)
 		return false;
-	*life = pair->life;
-	return pair->state == CT_CLOSING || !flow_backend(pair);
+	*life = old->life;
+	return old->state == CT_CLOSING || !flow_backend(old) || flow_moved(pair, old);
 }
 
 /* flow_index_reply enters the reply half, under another source port if the tuple is taken. */
@@ -132,12 +178,11 @@ static __always_inline int flow_index_reply(__u32 index, struct ct_pair *pair)
 			return 0;
 		if (other < 0)
 			return -DROP_CT_FULL;
-		if (flow_stale(other - 1, &life)) {
+		if (flow_stale(pair, other - 1, &life)) {
 			ct_remove(other - 1, life);
 			continue;
 		}
-		pair->half[DIR_REPLY].tuple.dport =
-			bpf_htons(FLOW_PORT_MIN + bpf_get_prandom_u32() % (65536 - FLOW_PORT_MIN));
+		pair->half[DIR_REPLY].tuple.dport = flow_other_port(pair);
 	}
 	return -DROP_NO_PORT;
 }
@@ -165,13 +210,13 @@ static __always_inline int flow_publish(__u32 index, struct ct_pair *pair, __u32
 	return FLOW_PAIR(index);
 }
 
-/* flow_direct tracks a container's flow to a backend's own address, so that a balanced flow
+/* flow_direct tracks a flow to a backend's own address, so that a balanced flow
  * never takes its tuple, nor it theirs. It only ever changes the source port.
  */
-static __always_inline int flow_direct(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int flow_direct(struct __sk_buff *skb, const struct packet *p,
+				       const struct node_settings *s, __u32 side)
 {
 	bool syn = (p->tcp_flags & TCP_CONTROL) == TCP_SYN;
-	struct ct_half *back;
 	struct ct_pair *pair;
 	struct tuple *reply;
 	__u32 index;
@@ -192,10 +237,7 @@ static __always_inline int flow_direct(struct __sk_buff *skb, const struct packe
 	addr_copy(reply->daddr, p->tuple.saddr);
 	reply->sport = p->tuple.dport;
 	reply->dport = p->tuple.sport;
-	back = &pair->half[DIR_REPLY];
-	back->deliver = DELIVER_PEER; /* once translated, past to_container */
-	back->ifindex = skb->ifindex;
-	bpf_skb_load_bytes(skb, ETH_ALEN, back->mac, MAC_LEN);
+	flow_leave_back(skb, pair, s, side); /* once translated, past the egress program */
 	return flow_publish(index, pair, syn ? CT_OPENING : CT_ESTABLISHED, p->now);
 }
 
@@ -230,10 +272,7 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	if (latency_wanted(f, p))
 		pair->flags |= latency_begin(p, index);
 	flow_reply_tuple(pair, p, b, s, side, owner);
-	if (side == SIDE_CONTAINER)
-		flow_leave_container(skb, pair, b, s->flags);
-	else
-		flow_leave_host(pair, b, s);
+	flow_leave(skb, pair, b, s, side);
 	taken = flow_publish(index, pair, state, p->now);
 	if (taken == FLOW_PAIR(index))
 		__sync_fetch_and_add(&stat->total, 1);

@@ -14,7 +14,11 @@
 
 #define ICMP_UNREACHABLE 3
 #define ICMP_PORT 3
+#define ICMP_FRAG_NEEDED 4
+#define ICMP_TIME_EXCEEDED 11
 #define ICMPV6_UNREACHABLE 1
+#define ICMPV6_PACKET_TOO_BIG 2
+#define ICMPV6_TIME_EXCEEDED 3
 #define ICMPV6_PORT 4
 
 #define INNER_L4 8 /* bytes of the transport header that an ICMP error quotes at least */
@@ -178,6 +182,56 @@ __noinline int reject_answer(struct __sk_buff *skb, const struct packet *p)
 					  : reject_unreachable(skb, p, l4);
 	if (err)
 		return err;
+	return 0;
+}
+
+/* reject_path makes the packet an ICMP error to its sender, who is to send less at once, `mtu`, or with 0
+ * has sent something whose hops are used up. Returns as reject_answer does.
+ */
+#define REJECT_QUOTE 64
+struct path_error {
+	__u8 type;
+	__u8 code;
+	__u16 check;
+	__be32 info;
+	__u8 quote[REJECT_QUOTE];
+};
+__noinline int reject_path(struct __sk_buff *skb, const struct packet *p, __u32 mtu)
+{
+	struct path_error icmp = {};
+	__u32 l4, quoted, len;
+	__u64 sum = 0;
+	bool v4;
+
+	if (!p || p->fragment == FRAGMENT_LATER || !reject_unicast(p->tuple.saddr) ||
+	    skb->len < ETH_HLEN + sizeof(struct iphdr) + INNER_L4)
+		return REJECT_SILENT;
+	if (!reject_allowed(p->now))
+		return -DROP_RATE_LIMITED;
+	v4 = addr_is_v4(p->tuple.saddr);
+	l4 = ETH_HLEN + (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	quoted = skb->len - ETH_HLEN;
+	if (quoted > REJECT_QUOTE)
+		quoted = REJECT_QUOTE;
+	if (quoted < 1 || bpf_skb_load_bytes(skb, ETH_HLEN, icmp.quote, quoted))
+		return -DROP_REWRITE;
+	len = ICMP_HEADER + quoted;
+	icmp.info = bpf_htonl(mtu);
+	if (v4) {
+		icmp.type = mtu ? ICMP_UNREACHABLE : ICMP_TIME_EXCEEDED;
+		icmp.code = mtu ? ICMP_FRAG_NEEDED : 0;
+	} else {
+		icmp.type = mtu ? ICMPV6_PACKET_TOO_BIG : ICMPV6_TIME_EXCEEDED;
+		sum = reject_pseudo(p, PROTO_ICMPV6, len);
+	}
+	/* What is not quoted is zero, and does not change the sum. */
+	sum += (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), 0);
+	icmp.check = ~nat_fold16(sum);
+	if (bpf_skb_change_tail(skb, l4 + len, 0) ||
+	    reject_ip(skb, p, v4 ? PROTO_ICMP : PROTO_ICMPV6, len) ||
+	    bpf_skb_store_bytes(skb, l4, &icmp, ICMP_HEADER, 0) ||
+	    bpf_skb_store_bytes(skb, l4 + ICMP_HEADER, icmp.quote, quoted, 0))
+		return -DROP_REWRITE;
 	return 0;
 }
 

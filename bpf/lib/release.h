@@ -27,8 +27,13 @@ struct release {
  */
 static __always_inline long fragment_send(struct __sk_buff *skb, const struct release *r)
 {
-	if (r->to.deliver == DELIVER_PEER)
+	if (r->to.deliver == DELIVER_PEER || r->to.deliver == DELIVER_UPLINK)
 		return bpf_clone_redirect(skb, r->to.ifindex, 0);
+	if (r->to.deliver == DELIVER_TUNNEL) {
+		int device = encap_wrap(skb, r->to.ifindex);
+
+		return device < 0 ? device : bpf_clone_redirect(skb, device, 0);
+	}
 	if (r->to.deliver == DELIVER_HOST)
 		return bpf_clone_redirect(skb, r->to.ifindex, BPF_F_INGRESS);
 	return bpf_clone_redirect(skb, skb->ifindex, r->egress ? 0 : BPF_F_INGRESS);
@@ -123,7 +128,7 @@ static __always_inline void fragment_note(const struct fragment_key *key, __u32 
 }
 
 /* fragment_first leaves the note of a first fragment, which is translated into `to` already with
- * FIRST_TRANSLATED, and sends those on that wait for it. `place_life` is fragment_place_of its hit,
+ * FIRST_TRANSLATED (NULL: it stays as it is), and sends those on that wait for it. `place_life` is fragment_place_of its hit,
  * or 0. Returns 0: the packet goes on; or -DROP_FRAGMENT.
  */
 #define FIRST_TRANSLATED 1
@@ -135,7 +140,7 @@ __noinline int fragment_first(struct __sk_buff *skb, const struct packet *p,
 	struct held_cursor *ring = fragment_ring();
 	__u32 place = place_life, life = place_life >> 32;
 
-	if (!p || !to || !ring)
+	if (!p || !ring)
 		return 0;
 	fragment_key(&r.key, p->tuple.saddr, p->tuple.daddr, p);
 	fragment_note(&r.key, place, life, p->now);
@@ -144,18 +149,19 @@ __noinline int fragment_first(struct __sk_buff *skb, const struct packet *p,
 	 */
 	if (!__sync_fetch_and_add(&ring->waiting, 0))
 		return 0;
-	r.to = *to;
+	if (to)
+		r.to = *to;
 	r.skb = skb;
 	r.now = p->now;
 	r.least = p->l4_off;
 	r.pair = place >> 1;
 	r.dir = place & 1;
 	r.egress = !!(how & FIRST_EGRESS);
-	r.translate = how & FIRST_TRANSLATED;
+	r.translate = to && how & FIRST_TRANSLATED;
 	if (r.translate) {
 		struct fragment_key key ALIGNED;
 
-		fragment_key(&key, to->saddr, to->daddr, p);
+		fragment_key(&key, r.to.saddr, r.to.daddr, p);
 		if (!fragment_key_equal(&key, &r.key))
 			fragment_note(&key, 0, 0, p->now);
 	}
@@ -163,11 +169,9 @@ __noinline int fragment_first(struct __sk_buff *skb, const struct packet *p,
 }
 
 /* fragment_pass does the same for a first fragment that goes on as it is. */
-__noinline int fragment_pass(struct __sk_buff *skb, const struct packet *p, __u32 how)
+static __always_inline int fragment_pass(struct __sk_buff *skb, const struct packet *p, __u32 how)
 {
-	struct nat_target as_it_is = {};
-
-	return fragment_first(skb, p, &as_it_is, 0, how);
+	return fragment_first(skb, p, NULL, 0, how);
 }
 
 /* fragment_place_of packs where a hit is for fragment_first. */

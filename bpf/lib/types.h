@@ -52,10 +52,11 @@ enum ct_state {
 
 /* How packets of one direction leave the program that translated them. */
 enum deliver {
-	DELIVER_STACK = 0, /* the host's stack routes it */
-	DELIVER_PEER = 1,  /* into the container behind the veth `ifindex` */
-	DELIVER_HOST = 2,  /* up into this host by the ingress of tclb0 */
-	DELIVER_TUNNEL = 3,
+	DELIVER_STACK = 0,  /* the host's stack routes it */
+	DELIVER_PEER = 1,   /* into the container behind the veth `ifindex` */
+	DELIVER_HOST = 2,   /* up into this host by the ingress of tclb0 */
+	DELIVER_TUNNEL = 3, /* to the node whose id is `ifindex` */
+	DELIVER_UPLINK = 4, /* out of the device `ifindex`, to whom routing says */
 };
 
 enum ct_half_flag {
@@ -73,7 +74,7 @@ struct ct_half {
 	__u64 bytes;	    /* from the IP header on */
 	__u32 seen;	    /* tick of the last packet */
 	__u32 end;	    /* TCP: the sequence number after the last one sent */
-	__u32 ifindex;	    /* DELIVER_PEER: the veth's host side */
+	__u32 ifindex;	    /* as its `deliver` says: the veth's host side, a node's id, ... */
 	__u8 mac[MAC_LEN];  /* destination MAC for delivery */
 	__u8 deliver;	    /* enum deliver */
 	__u8 flags;	    /* enum ct_half_flag seen in this direction */
@@ -81,12 +82,14 @@ struct ct_half {
 };
 
 enum ct_pair_flag {
-	PAIR_DIRECT = 1,	/* a flow to a backend's own address: tracked, not balanced */
-	PAIR_HAIRPIN = 2,	/* the client is the backend */
-	PAIR_REFUSED = 4,	/* its backend refused: the next SYN goes to another one */
-	PAIR_SYN_TIMED = 8,	/* the answer to its SYN is waited for, with a watch (latency.h) */
-	PAIR_ASKS = 16,		/* measured too: its first request comes next */
-	PAIR_ASKED = 32,	/* and then the first response */
+	PAIR_DIRECT = 1,    /* a flow to a backend's own address: tracked, not balanced */
+	PAIR_HAIRPIN = 2,   /* the client is the backend */
+	PAIR_REFUSED = 4,   /* its backend refused: the next SYN goes to another one */
+	PAIR_SYN_TIMED = 8, /* the answer to its SYN is waited for, with a watch (latency.h) */
+	PAIR_ASKS = 16,	    /* measured too: its first request comes next */
+	PAIR_ASKED = 32,    /* and then the first response */
+	PAIR_RETURN = 64,   /* came by tunnel: kept for its answers to find the way back */
+	PAIR_SNAT = 128,    /* its source is this node's: ports come from a range of their own */
 	PAIR_REFUSALS = 0xff00, /* how many backends refused the flow before this one */
 };
 
@@ -149,7 +152,8 @@ struct fragment_key {
 	__u8 daddr[ADDR_LEN];
 	__u32 id; /* network order; of IPv4 in the lower half */
 	__u8 proto;
-	__u8 pad[3];
+	__u8 pad;
+	__u16 zone;
 };
 
 enum fragment_fate {
@@ -212,6 +216,8 @@ enum frontend_flag {
 	FRONTEND_ALLOW = 1,    /* only sources in `allow` */
 	FRONTEND_AFFINITY = 2, /* client address binds */
 	FRONTEND_LISTED = 4,   /* the table is a list, walked in order; else one of 2^n slots */
+	FRONTEND_OWN = 8, /* of a VIP: it is an address of this node too, whose processes use it */
+	FRONTEND_ANNOUNCE = 16, /* of a VIP: this node answers ARP and ND for it on its uplinks */
 };
 
 /* Swapped whole: a packet sees the old tables or the new ones, never a mix. The kernel gives an old
@@ -336,7 +342,9 @@ struct allow_key {
 
 /* ---- this node ---- */
 
-/* An address of a container attached here, on the host side of its veth; all zeros: the veth as such. */
+/* An address of a container attached here, on the host side of its veth. All zeros: the veth as such;
+ * ifindex 0: the address as such, wherever it is (of two containers with one address, the latest).
+ */
 struct endpoint_key {
 	__u8 addr[ADDR_LEN];
 	__u32 ifindex;
@@ -346,7 +354,44 @@ struct endpoint {
 	__u32 up_ifindex;     /* the bridge the veth is a port of; 0: routed */
 	__u8 up_mac[MAC_LEN]; /* where a frame for the host's stack is sent */
 	__u16 pad;
-	__u32 owner; /* a number for the container, the same at all its interfaces; positive */
+	__u32 owner;   /* a number for the container, the same at all its interfaces; positive */
+	__u32 ifindex; /* the veth's host side */
+	__u8 mac[MAC_LEN]; /* the container's */
+	__u16 pad2;
+};
+
+/* A device on which VIPs answer clients outside. */
+struct uplink {
+	__u8 mac[MAC_LEN];
+	__u16 pad;
+};
+
+#define NODES 4096
+
+enum node_flag {
+	NODE_KNOWN = 1,	     /* the record is valid */
+	NODE_SNAT = 2,	     /* flows to it have this node's address as source */
+	NODE_SNAT_CHECK = 4, /* those whose client's address may be there too (map subnets) */
+};
+
+/* A node that packets go to by tunnel. By node id, which is the zone of what comes from there. */
+struct node {
+	__u8 vtep[ADDR_LEN]; /* its underlay address */
+	__u8 mac[MAC_LEN];   /* of its tunnel device */
+	__u16 flags;	     /* enum node_flag */
+	__u32 mtu;	     /* largest IP packet that fits into one of the underlay */
+	__u32 pad;
+};
+
+struct vtep_key {
+	__u8 addr[ADDR_LEN];
+};
+
+/* A prefix that containers of a node have their addresses in. */
+struct subnet_key {
+	__u32 prefix_len; /* 32 bits of node id + the prefix, IPv4 ones + 96 */
+	__u32 node;
+	__u8 addr[ADDR_LEN];
 };
 
 enum setting_flag {
@@ -361,10 +406,17 @@ struct node_settings {
 	__u32 host_ifindex; /* tclb0; 0: no host path */
 	__u8 host_mac[MAC_LEN];
 	__u16 pad;
-	__u32 second; /* in ticks; written with the keys */
-	__u32 pad2;
+	__u32 second;	      /* in ticks; written with the keys */
+	__u32 tunnel_ifindex; /* the VXLAN device; 0: no overlay */
 	__u8 hairpin4[ADDR_LEN];
 	__u8 hairpin6[ADDR_LEN];
+	__u32 vni;
+	__u16 snat_min; /* source ports of flows under this node's address, first and last */
+	__u16 snat_max;
+	__u8 vtep4[ADDR_LEN]; /* this node's underlay addresses: outer source by family */
+	__u8 vtep6[ADDR_LEN];
+	__u8 snat4[ADDR_LEN]; /* and its source address inside the tunnel */
+	__u8 snat6[ADDR_LEN];
 };
 
 /* How many answers a CPU may still send to who is refused. */
@@ -394,7 +446,9 @@ enum drop_reason {
 	DROP_TUNNEL_MTU = 16,	 /* too big for the tunnel and not to be fragmented */
 	DROP_RATE_LIMITED = 17,	 /* an answer that was not sent */
 	DROP_SECOND_CHANCE = 18, /* a backend's refusal: the client's next SYN goes elsewhere */
-	DROP_REASONS = 19,
+	DROP_TUNNEL_NODE = 19,	 /* to a node that is not known, or before there is a tunnel */
+	DROP_TUNNEL_CARGO = 20,	 /* encapsulated, but nothing that we would have sent */
+	DROP_REASONS = 21,
 };
 
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
@@ -409,6 +463,8 @@ _Static_assert(sizeof(struct service) == 48, "service");
 _Static_assert(sizeof(struct backend) == 64, "backend is one cache line");
 _Static_assert(sizeof(struct backend_stat) == 64, "backend_stat is one cache line");
 _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
-_Static_assert(sizeof(struct node_settings) == 96, "node_settings");
+_Static_assert(sizeof(struct endpoint) == 28, "endpoint");
+_Static_assert(sizeof(struct node) == 32, "node");
+_Static_assert(sizeof(struct node_settings) == 168, "node_settings");
 
 #endif

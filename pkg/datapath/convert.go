@@ -79,6 +79,8 @@ func frontendTo(f Frontend) bpf.MapsFrontend {
 	set(f.Allow, bpf.MapsFrontendFlagFRONTEND_ALLOW)
 	set(f.Affinity, bpf.MapsFrontendFlagFRONTEND_AFFINITY)
 	set(f.Listed, bpf.MapsFrontendFlagFRONTEND_LISTED)
+	set(f.Own, bpf.MapsFrontendFlagFRONTEND_OWN)
+	set(f.Announce, bpf.MapsFrontendFlagFRONTEND_ANNOUNCE)
 	return v
 }
 
@@ -103,6 +105,8 @@ func frontendFrom(v bpf.MapsFrontend) Frontend {
 		Allow:    v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_ALLOW) != 0,
 		Affinity: v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_AFFINITY) != 0,
 		Listed:   v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_LISTED) != 0,
+		Own:      v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_OWN) != 0,
+		Announce: v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_ANNOUNCE) != 0,
 		Group:    v.Group, Weight: v.Weight, Head: v.Head,
 		Table: Region{v.Table, packedLen(v.TableLen, v.Narrow)}, Slots: v.TableLen, Narrow: v.Narrow,
 		Members: Region{v.Members, v.MembersLen},
@@ -175,25 +179,42 @@ func endpointKeyTo(k EndpointKey) bpf.MapsEndpointKey {
 	return bpf.MapsEndpointKey{Addr: addr16(k.Address), Ifindex: k.Ifindex}
 }
 
-// servicePrefixBits is the part of an allow key's prefix that the service id takes.
-const servicePrefixBits = 32
+// idPrefixBits is the part of a trie key's prefix that the id in front takes.
+const idPrefixBits = 32
 
 func allowKeyTo(k AllowKey) bpf.MapsAllowKey {
-	bits := k.Prefix.Bits()
-	if k.Prefix.Addr().Is4() {
-		bits += 96
-	}
-	return bpf.MapsAllowKey{
-		PrefixLen: servicePrefixBits + uint32(bits), Service: k.Service, Addr: addr16(k.Prefix.Masked().Addr()),
-	}
+	length, addr := prefixTo(k.Prefix)
+	return bpf.MapsAllowKey{PrefixLen: length, Service: k.Service, Addr: addr}
 }
 
 func allowKeyFrom(k bpf.MapsAllowKey) AllowKey {
-	a, bits := addrFrom(k.Addr), int(k.PrefixLen)-servicePrefixBits
+	return AllowKey{Service: k.Service, Prefix: prefixFrom(k.PrefixLen, k.Addr)}
+}
+
+func subnetKeyTo(k SubnetKey) bpf.MapsSubnetKey {
+	length, addr := prefixTo(k.Prefix)
+	return bpf.MapsSubnetKey{PrefixLen: length, Node: uint32(k.Node), Addr: addr}
+}
+
+func subnetKeyFrom(k bpf.MapsSubnetKey) SubnetKey {
+	return SubnetKey{Node: uint16(k.Node), Prefix: prefixFrom(k.PrefixLen, k.Addr)}
+}
+
+// prefixTo returns a prefix behind an id of 32 bits, as keys of tries have it.
+func prefixTo(p netip.Prefix) (length uint32, addr [16]byte) {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return idPrefixBits + uint32(bits), addr16(p.Masked().Addr())
+}
+
+func prefixFrom(length uint32, addr [16]byte) netip.Prefix {
+	a, bits := addrFrom(addr), int(length)-idPrefixBits
 	if a.Is4() {
 		bits -= 96
 	}
-	return AllowKey{Service: k.Service, Prefix: netip.PrefixFrom(a, bits)}
+	return netip.PrefixFrom(a, bits)
 }
 
 func pairTuples(p *bpf.MapsCtPair) (orig, reply *bpf.MapsTuple) {
@@ -204,7 +225,9 @@ func pairFrom(index uint32, v *bpf.MapsCtPair, now uint32) Pair {
 	orig, reply := pairTuples(v)
 	age := func(tick uint32) time.Duration { return fromTicks(uint32(max(int32(now-tick), 0))) }
 	p := Pair{
-		Index: index, Protocol: lb.Protocol(orig.Proto), Zone: orig.Zone, State: FlowState(v.State),
+		Index: index, Protocol: lb.Protocol(orig.Proto), State: FlowState(v.State),
+		Zone: orig.Zone, BackendZone: reply.Zone,
+		Return:  v.Flags&uint32(bpf.MapsCtPairFlagPAIR_RETURN) != 0,
 		Client:  netip.AddrPortFrom(addrFrom(orig.Saddr), netPort(orig.Sport)),
 		VIP:     netip.AddrPortFrom(addrFrom(orig.Daddr), netPort(orig.Dport)),
 		Backend: netip.AddrPortFrom(addrFrom(reply.Saddr), netPort(reply.Sport)),

@@ -158,6 +158,10 @@ func mapSizes(s Sizes) map[string]uint32 {
 		bpf.MapsMapFirstFragment: 1,
 		bpf.MapsMapAllow:         s.MaxServices,
 		bpf.MapsMapEndpoints:     endpointEntries,
+		bpf.MapsMapNodes:         MaxNodes,
+		bpf.MapsMapVteps:         MaxNodes,
+		bpf.MapsMapSubnets:       subnetEntries,
+		bpf.MapsMapUplinks:       uplinkEntries,
 		bpf.MapsMapSettings:      1,
 		bpf.MapsMapRejectBuckets: 1,
 		bpf.MapsMapDrops:         uint32(bpf.MapsDropReasonDROP_REASONS),
@@ -172,7 +176,9 @@ const (
 	groupsPerService = 4
 	fragmentEntries  = 16384
 	heldFragments    = 256    // HELD_FRAGMENTS of bpf/lib/types.h
-	endpointEntries  = 131072 // two for a container with one address
+	endpointEntries  = 131072 // three for a container with one address
+	subnetEntries    = 16 * MaxNodes
+	uplinkEntries    = 64
 )
 
 // create makes all maps and programs aside and renames them into place, so that a crash leaves

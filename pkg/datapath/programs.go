@@ -17,6 +17,9 @@ const (
 	FromContainer = bpf.FromContainerProgFromContainer
 	ToContainer   = bpf.ToContainerProgToContainer
 	FromHost      = bpf.FromHostProgFromHost
+	FromOverlay   = bpf.FromOverlayProgFromOverlay
+	FromUplink    = bpf.FromUplinkProgFromUplink
+	ToUplink      = bpf.ToUplinkProgToUplink
 	ctSweep       = bpf.CtSweepProgCtSweep
 )
 
@@ -25,6 +28,9 @@ var programs = map[string]func() (*ebpf.CollectionSpec, error){
 	FromContainer: bpf.LoadFromContainer,
 	ToContainer:   bpf.LoadToContainer,
 	FromHost:      bpf.LoadFromHost,
+	FromOverlay:   bpf.LoadFromOverlay,
+	FromUplink:    bpf.LoadFromUplink,
+	ToUplink:      bpf.LoadToUplink,
 	ctSweep:       bpf.LoadCtSweep,
 }
 

@@ -34,6 +34,8 @@ type Frontend struct {
 	Slots     uint32 // of Table; 0 = as many as it has positions
 	Narrow    uint8  // a position of Table holds 1 << Narrow slots
 	Listed    bool   // Table is a list that is walked in order; else Len is a power of two
+	Own       bool   // of a VIP: an address of this node too; what its processes use is theirs
+	Announce  bool   // of a VIP: this node answers ARP and ND for it on its uplinks
 	Head      uint32 // least-conn: that many slots in front list who serves, a sequence follows
 	Members   Region // seat -> backend id, 0 = none
 	Epoch     uint32 // which build of the table
@@ -101,7 +103,8 @@ type EndpointKey struct {
 type Endpoint struct {
 	UpIfindex uint32 // bridge that the veth is a port of; 0 = routed
 	UpMAC     [6]byte
-	Owner     uint32 // registry.Owner of the container: the same at all its interfaces
+	Owner     uint32  // registry.Owner of the container: the same at all its interfaces
+	MAC       [6]byte // the container's
 }
 
 // AllowKey admits sources in Prefix to a service.
@@ -118,6 +121,44 @@ type Settings struct {
 	HostMAC     [6]byte
 	Hairpin4    netip.Addr
 	Hairpin6    netip.Addr
+	Tunnel      TunnelSettings
+}
+
+// TunnelSettings are what programs have to know to send to other nodes.
+type TunnelSettings struct {
+	Ifindex uint32 // the VXLAN device; 0 = no overlay
+	VNI     uint32
+	VTEP    [2]netip.Addr // this node's underlay address by family, 0 = IPv4: the outer source
+	SNAT    [2]netip.Addr // the source, by family, of flows whose client's address may be there too
+	SNATMin uint16        // first and last of the source ports of these flows; 0 = any from 1024 on
+	SNATMax uint16
+}
+
+// SNATMode says which flows go to a node under the address of this one.
+type SNATMode uint8
+
+// The modes of translation.
+const (
+	SNATNever  SNATMode = iota
+	SNATAlways          // all
+	SNATCheck           // those whose client's address is in a Subnet of that node
+)
+
+// MaxNodes is how many node ids there are; 0 is this node.
+const MaxNodes = 4096 // NODES of bpf/lib/types.h
+
+// Node is another node of the cluster, by node id, which is the zone of what comes from it.
+type Node struct {
+	VTEP netip.Addr // its underlay address
+	MAC  [6]byte    // of its tunnel device
+	MTU  uint32     // the largest IP packet that fits through the tunnel
+	SNAT SNATMode
+}
+
+// SubnetKey says that containers of a node have their addresses in Prefix.
+type SubnetKey struct {
+	Node   uint16
+	Prefix netip.Prefix
 }
 
 // FlowState is the room that a pair is in.
@@ -145,22 +186,24 @@ func (s FlowState) String() string {
 
 // Pair is a snapshot of one flow, both directions.
 type Pair struct {
-	Index      uint32
-	Protocol   lb.Protocol
-	Client     netip.AddrPort
-	VIP        netip.AddrPort // what the client addressed
-	Backend    netip.AddrPort // where its packets go
-	Zone       uint16
-	State      FlowState
-	Direct     bool // to a backend's own address, not balanced
-	Active     bool // counted in its backend's active connections
-	Service    uint32
-	BackendID  uint32
-	BackendGen uint32
-	Created    time.Duration // age
-	Idle       time.Duration // since the last packet of either direction
-	Packets    [2]uint64     // original, reply
-	Bytes      [2]uint64
+	Index       uint32
+	Protocol    lb.Protocol
+	Client      netip.AddrPort
+	VIP         netip.AddrPort // what the client addressed
+	Backend     netip.AddrPort // where its packets go
+	Zone        uint16         // node id that the client's packets come from by tunnel; 0 = from here
+	BackendZone uint16         // node id that they go to by tunnel; 0 = not by tunnel
+	State       FlowState
+	Direct      bool // to a backend's own address, not balanced
+	Return      bool // came by tunnel: another node chose
+	Active      bool // counted in its backend's active connections
+	Service     uint32
+	BackendID   uint32
+	BackendGen  uint32
+	Created     time.Duration // age
+	Idle        time.Duration // since the last packet of either direction
+	Packets     [2]uint64     // original, reply
+	Bytes       [2]uint64
 }
 
 // Room names a part of the connection table in metrics.
