@@ -24,6 +24,8 @@ UNIT_DIR  ?= /etc/systemd/system
 FUZZTIME  ?= 20s
 FUZZ      ?= .
 BENCH     ?= full
+# The demo's: 1 or 2.
+NODES     ?= 1
 # Of the mutants: how many at random and by which seed, or which by name or item.
 SAMPLE    ?= 0
 SEED      ?= 0
@@ -85,9 +87,9 @@ test: build ## every test; as root; installs what is missing, skips nothing
 	REQUIRE_ROOT=1 $(GO) test -count=1 -p 2 -timeout 20m ./...
 
 .PHONY: demo
-demo: build ## four podman containers behind one VIP, for real; as root; installs what is missing
-	.ci/deps demo
-	test/demo/demo.sh
+demo: build ## four podman containers behind one VIP, for real; as root; installs what is missing; NODES=2: on two nodes
+	.ci/deps demo $(if $(filter 2,$(NODES)),etcd)
+	test/demo/$(if $(filter 2,$(NODES)),nodes,demo).sh
 
 .PHONY: bench
 bench: build ## the benchmark beside its peers, as root: BENCH=quick for a short one; table and plot in test/bench/out
