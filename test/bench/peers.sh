@@ -1,12 +1,12 @@
 #!/bin/bash
-# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|tclb
+# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|tclb|far_direct|far_tclb
 #
 # tcp 80 -> 7001, tcp 81 -> 7002 and udp 7003 of three backends at one VIP, tcp 5201 of the first
 # backend at another.
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
-WORLD=$1 NODE=tb-$1-node
-B=(10.244.1.11 10.244.1.12 10.244.1.13)
+WORLD=$1 NODE=tb-$1-node PEER=tb-$1-peer
+B=("$(backend_of "$1" 1)" "$(backend_of "$1" 2)" "$(backend_of "$1" 3)")
 
 backends() { local b; for b in "${B[@]}"; do printf '%s:%s ' "$b" "$1"; done; }
 
@@ -39,59 +39,87 @@ haproxy() {
 	start "$WORLD" "$NODE" haproxy -db -f "$RUN/$WORLD/haproxy.cfg"
 }
 
-# The real thing: the proxy as a process, and an ADD of the plugin for every container.
+# The real thing: a proxy as a process on each node, and an ADD of the plugin for every container.
 tclb() {
-	local dir=$RUN/$WORLD address
+	local i
+	proxy "$NODE" 10.244.1.1
+	attach "$NODE" client 10.244.1.2
+	for i in 1 2 3; do attach "$NODE" b$i "$(backend_of "$WORLD" $i)"; done
+	wait_for all_local
+}
+
+# Backends on the other node: plain routes through a VXLAN device of the kernel's.
+far_direct() {
+	plain_tunnel "$NODE" 1 2
+	plain_tunnel "$PEER" 2 1
+}
+
+plain_tunnel() { # namespace, this node's number, the other's
+	in_ns "$1" ip link add plain type vxlan id 9 dstport 4790 local "192.0.2.$2" remote "192.0.2.$3" dev wire
+	in_ns "$1" ip address add "10.245.0.$2/24" dev plain
+	in_ns "$1" ip link set plain up
+	in_ns "$1" ip route add "10.244.$3.0/24" via "10.245.0.$3"
+}
+
+far_tclb() {
+	local i
+	proxy "$PEER" 192.0.2.2 "nodes: [{name: node, address: 192.0.2.1, subnets: [10.244.1.0/24]}]"
+	for i in 1 2 3; do attach "$PEER" b$i "${B[i - 1]}"; done
+	proxy "$NODE" 192.0.2.1 "nodes: [{name: peer, address: 192.0.2.2, subnets: [10.244.2.0/24]}]"
+	attach "$NODE" client 10.244.1.2
+}
+
+# proxy NAMESPACE ADDRESS [LINES...] starts one; the lines are added to its tclb.yaml.
+proxy() {
+	local name=${1##*-} address=$2 dir=$RUN/$WORLD/${1##*-} on=
+	shift 2
 	mkdir -p "$dir"/{bpf,services.d}
 	mount -t bpf bpf "$dir/bpf"
-	printf 'node: {name: bench, address: 10.244.1.1}\nservicesDir: %s/services.d\nlisten: ""\n' "$dir" >"$dir/tclb.yaml"
+	printf '%s\n' "node: {name: $name, address: $address}" "servicesDir: $dir/services.d" 'listen: ""' "$@" >"$dir/tclb.yaml"
+	[[ $WORLD != far-* ]] || on=", node: peer"
 	{
 		printf 'services:\n- name: load\n  vips: [%s]\n  ports:\n' $VIP
 		printf '  - {name: %s, protocol: %s, port: %s, targetPort: %s}\n' http tcp 80 7001 same-core tcp 81 7002 datagrams udp 7003 7003
 		printf '  backends:\n'
-		printf '  - {address: %s}\n' "${B[@]}"
-		printf -- '- name: stream\n  vips: [%s]\n  ports: [{protocol: tcp, port: 5201}]\n  backends: [{address: %s}]\n' $VIP_STREAM "${B[0]}"
+		printf "  - {address: %s$on}\n" "${B[@]}"
+		printf -- "- name: stream\n  vips: [%s]\n  ports: [{protocol: tcp, port: 5201}]\n  backends: [{address: %s$on}]\n" $VIP_STREAM "${B[0]}"
 	} >"$dir/services.d/bench.yaml"
-	start "$WORLD" "$NODE" "$ROOT/bin/tclb" proxy --run-dir "$dir/run" --bpffs "$dir/bpf" --config "$dir/tclb.yaml"
-	wait_for "$ROOT/bin/tclb" status --run-dir "$dir/run"
-	attach client 10.244.1.2
-	for address in "${B[@]}"; do attach "b${address#10.244.1.1}" "$address"; done
-	wait_for all_local "$dir"
+	start "$WORLD" "tb-$WORLD-$name" "$ROOT/bin/tclb" proxy --run-dir "$dir/run" --bpffs "$dir/bpf" --config "$dir/tclb.yaml"
+	wait_for in_ns "tb-$WORLD-$name" "$ROOT/bin/tclb" status --run-dir "$dir/run"
 }
 
 # attach runs the plugin as a runtime would, behind a bridge plugin that has just made the veth.
-attach() {
-	local dir=$RUN/$WORLD ns=/run/netns/tb-$WORLD-$1
-	in_ns "$NODE" env CNI_COMMAND=ADD CNI_CONTAINERID="bench-$WORLD-$1" CNI_NETNS="$ns" CNI_IFNAME=eth0 CNI_PATH="$ROOT/bin" \
-		"$ROOT/bin/tclb-cni" >"$dir/$1.result" <<-E || { cat "$dir/$1.result" >&2; exit 1; }
+attach() { # node's namespace, container, address
+	local dir=$RUN/$WORLD/${1##*-} ns=/run/netns/tb-$WORLD-$2
+	in_ns "$1" env CNI_COMMAND=ADD CNI_CONTAINERID="bench-$WORLD-$2" CNI_NETNS="$ns" CNI_IFNAME=eth0 CNI_PATH="$ROOT/bin" \
+		"$ROOT/bin/tclb-cni" >"$dir/$2.result" <<-E || { cat "$dir/$2.result" >&2; exit 1; }
 		{"cniVersion": "1.0.0", "name": "bench", "type": "tclb-cni", "bpffs": "$dir/bpf", "runDir": "$dir/run",
 		 "prevResult": {"cniVersion": "1.0.0",
-		  "interfaces": [{"name": "tb0"}, {"name": "v$1"}, {"name": "eth0", "sandbox": "$ns"}],
-		  "ips": [{"address": "$2/24", "gateway": "10.244.1.1", "interface": 2}]}}
+		  "interfaces": [{"name": "tb0"}, {"name": "v$2"}, {"name": "eth0", "sandbox": "$ns"}],
+		  "ips": [{"address": "$3/24", "gateway": "${3%.*}.1", "interface": 2}]}}
 	E
 }
 
 # Every backend is delivered to its veth, none over the bridge.
 all_local() {
 	local rows
-	rows=$(in_ns "$NODE" "$ROOT/bin/tclb" backend list --run-dir "$1/run" -o json)
+	rows=$(in_ns "$NODE" "$ROOT/bin/tclb" backend list --run-dir "$RUN/$WORLD/node/run" -o json)
 	[ "$(grep -c '"local": true' <<<"$rows")" = 10 ]
 }
 
 wait_for() {
 	local _
 	for _ in $(seq 150); do
-		! in_world "$@" >/dev/null 2>&1 || return 0
+		! "$@" >/dev/null 2>&1 || return 0
 		sleep 0.1
 	done
 	echo "world $WORLD: not ready within 15 s: $*" >&2
 	tail -n 5 "$RUN/$WORLD.log" >&2
 	exit 1
 }
-in_world() { if [ "$(type -t "$1")" = function ]; then "$@"; else in_ns "$NODE" "$@"; fi; }
 
 case ${2:-} in
 direct) ;;
-nftables | haproxy | tclb) "$2" ;;
+nftables | haproxy | tclb | far_direct | far_tclb) "$2" ;;
 *) sed -n '2,6{/^#/p}' "$0" >&2; exit 2 ;;
 esac

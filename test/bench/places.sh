@@ -12,6 +12,9 @@ mkdir -p "$OUT" "$BIN" "$RUN"
 # Unlike `ip netns exec`, it leaves the mounts alone: a bpffs stays where others find it.
 in_ns() { nsenter --net="/run/netns/$1" "${@:2}"; }
 
+# backend_of WORLD N is the address of its Nth backend.
+backend_of() { if [[ $1 = far-* ]]; then echo "10.244.2.1$2"; else echo "10.244.1.1$2"; fi; }
+
 # start WORLD NAMESPACE COMMAND... runs it until the world goes down.
 start() {
 	(exec nsenter --net="/run/netns/$2" "${@:3}") >>"$RUN/$1.log" 2>&1 </dev/null &

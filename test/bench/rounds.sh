@@ -8,7 +8,7 @@
 # udp         64-byte packets delivered: client on CPU 0, servers on CPU 1
 # streamsame  iperf3 with cubic, client and server on CPU 1
 #
-# On one core no wake-up crosses to another, so the cost of the path shows. The world `direct` is asked at a
+# On one core no wake-up crosses to another, so the cost of the path shows. Worlds named `direct` are asked at a
 # backend's own address, all others at the VIP. Rows: world, metric, value, CPU use of the
 # machine in percent, the part of it that is not ours, round.
 set -uo pipefail
@@ -30,7 +30,10 @@ arrived() {
 
 sample() { # round test world
 	local world=$3 test=$2 same=$VIP:81 datagrams=$VIP:7003 stream=$VIP_STREAM out cpu before after use other
-	if [ "$world" = direct ]; then same=10.244.1.11:7002 datagrams=10.244.1.11:7003 stream=10.244.1.11; fi
+	if [[ $world = *direct ]]; then
+		stream=$(backend_of "$world" 1)
+		same=$stream:7002 datagrams=$stream:7003
+	fi
 	cpu=$(mktemp)
 	"$BIN/kit" cpu -for "${D}s" -ours tb- >"$cpu" &
 	local sampler=$!

@@ -3,7 +3,7 @@
 # Tables go to the terminal and to test/bench/out, with plots. `run.sh quick` takes about two minutes.
 #
 # A sample during which other work used more than FOREIGN percent of the CPUs does not count.
-# Choose parts by PARTS="packets tables worlds cni control"; ROUNDS, D (seconds a sample), TESTS, WORLDS.
+# Choose parts by PARTS="packets tables worlds nodes cni control"; ROUNDS, D (seconds a sample), TESTS, WORLDS, FAR_WORLDS.
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 case ${1:-full} in
@@ -11,7 +11,8 @@ full) : "${FOREIGN:=12}" "${ROUNDS:=7}" "${D:=2}" "${PACKET_ROUNDS:=9}" "${CHURN
 quick) : "${FOREIGN:=100}" "${ROUNDS:=1}" "${D:=1}" "${PACKET_ROUNDS:=3}" "${CHURN:=1000000}" "${CONTAINERS:=10}" "${CHANGES:=10}" ;;
 *) echo "usage: run.sh [full|quick]" >&2; exit 2 ;;
 esac
-: "${PARTS:=packets tables worlds cni control}" "${TESTS:=rrsame crrsame udp streamsame}" "${WORLDS:=direct nftables haproxy tclb}"
+: "${PARTS:=packets tables worlds nodes cni control}" "${TESTS:=rrsame crrsame udp streamsame}" "${WORLDS:=direct nftables haproxy tclb}"
+: "${FAR_WORLDS:=far-direct far-tclb}"
 NODE=tb-alone
 export D
 
@@ -37,19 +38,24 @@ part_packets() { alone in_ns $NODE "$BIN/packetcost" -rounds "$PACKET_ROUNDS" -c
 part_tables() { "$BIN/tables" -plot "$OUT/tables.svg"; }
 part_cni() { alone in_ns $NODE "$BIN/cniadd" -plugin-dir "$ROOT/bin" -n "$CONTAINERS"; }
 part_control() { alone in_ns $NODE "$BIN/control" -proxy "$ROOT/bin/tclb" -changes "$CHANGES"; }
-part_worlds() {
+part_worlds() { side_by_side worlds direct "$WORLDS" "Side by side"; }
+part_nodes() { side_by_side nodes far-direct "$FAR_WORLDS" "Backends on another node"; }
+
+# side_by_side FILE BASE "WORLDS" TITLE goes round these worlds and compares them with one of them.
+side_by_side() {
 	local world
-	for world in $WORLDS; do
+	for world in $3; do
 		"$BENCH/topology.sh" up "$world"
 		"$BENCH/topology.sh" serve "$world"
 	done
-	for world in $WORLDS; do "$BENCH/peers.sh" "$world" "${world%%-*}"; done
+	for world in $3; do "$BENCH/peers.sh" "$world" "${world/far-/far_}"; done
 	sleep 1
-	rm -f "$OUT/worlds.tsv"
-	"$BENCH/rounds.sh" "$OUT/worlds.tsv" "$ROUNDS" "$TESTS" "$WORLDS" >&2
-	"$BIN/kit" plot -foreign "$FOREIGN" "$OUT/worlds.tsv" >"$OUT/worlds.svg"
-	printf '\n# Side by side: %d rounds of %s s, ' "$ROUNDS" "$D"
-	"$BIN/kit" table -foreign "$FOREIGN" "$OUT/worlds.tsv"
+	rm -f "$OUT/$1.tsv"
+	"$BENCH/rounds.sh" "$OUT/$1.tsv" "$ROUNDS" "$TESTS" "$3" >&2
+	"$BIN/kit" plot -base "$2" -foreign "$FOREIGN" "$OUT/$1.tsv" >"$OUT/$1.svg"
+	printf '\n# %s: %d rounds of %s s, ' "$4" "$ROUNDS" "$D"
+	"$BIN/kit" table -base "$2" -foreign "$FOREIGN" "$OUT/$1.tsv"
+	for world in $3; do "$BENCH/topology.sh" down "$world"; done
 }
 
 [ "$(id -u)" = 0 ] || { echo "the benchmark needs root" >&2; exit 1; }

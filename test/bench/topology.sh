@@ -6,6 +6,11 @@
 #   tb-W-client 10.244.1.2
 #   tb-W-b1..3  10.244.1.11..13
 #
+# A world whose name begins with far- has its backends on a second node, behind a wire:
+#
+#   tb-W-node   wire 192.0.2.1     tb-W-peer   wire 192.0.2.2, bridge tb0 10.244.2.1/24
+#   tb-W-b1..3  10.244.2.11..13
+#
 #   topology.sh up W | serve W | down W | down-all
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
@@ -19,28 +24,45 @@ settle() {
 	in_ns "$1" ip link set lo up
 }
 
-container() { # world, name, address
-	local node=tb-$1-node ns=tb-$1-$2
+container() { # node's namespace, container's, address
+	local node=$1 ns=$2 veth=v${2##*-}
 	ip netns add "$ns"
 	settle "$ns"
-	ip link add eth0 netns "$ns" type veth peer name "v$2" netns "$node"
+	ip link add eth0 netns "$ns" type veth peer name "$veth" netns "$node"
 	in_ns "$ns" ip address add "$3/24" dev eth0
 	in_ns "$ns" ip link set eth0 up
-	in_ns "$ns" ip route add default via 10.244.1.1
-	in_ns "$node" ip link set "v$2" master tb0 up
+	in_ns "$ns" ip route add default via "${3%.*}.1"
+	in_ns "$node" ip link set "$veth" master tb0 up
+}
+
+node() { # namespace, bridge's address
+	ip netns add "$1"
+	settle "$1"
+	in_ns "$1" ip link add tb0 type bridge
+	in_ns "$1" ip address add "$2/24" dev tb0
+	in_ns "$1" ip link set tb0 up
+	# A bridge in a new namespace hands its frames to netfilter unless told not to.
+	in_ns "$1" sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true
 }
 
 up() {
-	local node=tb-$1-node i
-	ip netns add "$node"
-	settle "$node"
-	in_ns "$node" ip link add tb0 type bridge
-	in_ns "$node" ip address add 10.244.1.1/24 dev tb0
-	in_ns "$node" ip link set tb0 up
-	# A bridge in a new namespace hands its frames to netfilter unless told not to.
-	in_ns "$node" sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true
-	container "$1" client 10.244.1.2
-	for i in 1 2 3; do container "$1" b$i 10.244.1.1$i; done
+	local home=tb-$1-node i
+	node "$home" 10.244.1.1
+	container "$home" "tb-$1-client" 10.244.1.2
+	if [[ $1 = far-* ]]; then
+		home=tb-$1-peer
+		node "$home" 10.244.2.1
+		wire "tb-$1-node" "$home"
+	fi
+	for i in 1 2 3; do container "$home" "tb-$1-b$i" "$(backend_of "$1" $i)"; done
+}
+
+wire() {
+	ip link add wire netns "$1" type veth peer name wire netns "$2"
+	in_ns "$1" ip address add 192.0.2.1/24 dev wire
+	in_ns "$2" ip address add 192.0.2.2/24 dev wire
+	in_ns "$1" ip link set wire up
+	in_ns "$2" ip link set wire up
 }
 
 # TCP 7001 and iperf3 5201 on CPU 1, UDP 7003 there too; TCP 7002 on CPU 0, the client's own.
@@ -59,8 +81,8 @@ down() {
 		while read -r pid; do kill "$pid" 2>/dev/null || true; done <"$RUN/$1.pids"
 		rm -f "$RUN/$1.pids"
 	fi
-	for ns in $(ip netns list | awk '{print $1}' | grep -E "^tb-$1-(node|client|b[0-9]+)$"); do ip netns delete "$ns"; done
-	! mountpoint -q "$RUN/$1/bpf" || umount -l "$RUN/$1/bpf"
+	for ns in $(ip netns list | awk '{print $1}' | grep -E "^tb-$1-(node|peer|client|b[0-9]+)$"); do ip netns delete "$ns"; done
+	for ns in node peer; do ! mountpoint -q "$RUN/$1/$ns/bpf" || umount -l "$RUN/$1/$ns/bpf"; done
 	rm -rf "${RUN:?}/$1"
 }
 
