@@ -82,7 +82,8 @@ func (f *flood) patch(n uint32) {
 func (f *flood) send(first, n uint32) {
 	for i := range n {
 		if verdict, err := f.one(first + i); err != nil || verdict != redirect {
-			f.w.t.Errorf("flow %d: verdict %d, %v", first+i, verdict, err)
+			drops, _ := f.w.d.Drops()
+			f.w.t.Errorf("flow %d: verdict %d, %v; all drops %v", first+i, verdict, err, drops)
 			return
 		}
 	}

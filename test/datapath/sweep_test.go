@@ -135,7 +135,7 @@ func TestAFlowThatRevivesIsNotSweptAway(t *testing.T) {
 		}
 	}
 	t.Logf("%d flows revived, %d ended before and began anew", revived, anew)
-	if revived == 0 || anew == 0 {
+	if revived < flows/8 || anew < flows/8 {
 		t.Error("the sweep and the packets did not meet")
 	}
 	// A packet may come between the sweep's look and its removal, which are nanoseconds apart.
@@ -149,22 +149,30 @@ func TestAFlowThatRevivesIsNotSweptAway(t *testing.T) {
 	w.assertWhole()
 }
 
-// sideBySide sends a packet of each flow and sweeps each pair, now the one in front, now the other.
-func (w *world) sideBySide(client *flood, flows uint32) {
+// sideBySide sends a packet of each flow and sweeps each pair. Every eight flows the rule changes: the
+// packet comes first, they race, the sweep comes first, they race; so each has to overtake the other again
+// and again, however the machine shares its time out.
+func (w *world) sideBySide(client *flood, flows int32) {
 	w.t.Helper()
-	var at [2]atomic.Int32
+	var done [2]atomic.Int32
+	first := [4]int{0, -1, 1, -1}
 	w.parallel(2, func(worker int) {
+		other := &done[1-worker]
 		for i := range flows {
-			for at[worker].Load() > at[1-worker].Load()+4 && !w.t.Failed() {
+			lead := int32(4)
+			if first[i/8%4] == 1-worker {
+				lead = -1
+			}
+			for i > other.Load()+lead && !w.t.Failed() {
 				runtime.Gosched()
 			}
-			at[worker].Add(1)
 			var err error
 			if worker == 0 {
-				_, err = client.one(i)
+				_, err = client.one(uint32(i))
 			} else {
 				_, err = w.d.Sweep(datapath.SweepRequest{Max: 1})
 			}
+			done[worker].Add(1)
 			if err != nil {
 				w.t.Error(err)
 			}

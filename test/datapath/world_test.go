@@ -111,14 +111,17 @@ func (w *world) flush() {
 
 func newWorld(t *testing.T, backends int) *world {
 	t.Helper()
-	return newSizedWorld(t, backends, datapath.Sizes{MaxServices: 64, MaxBackends: 256, TableSlots: 16384, MaxConntrack: 4096})
+	needRoot(t)
+	enterNamespace(t)
+	k := takeKept(t, datapath.Sizes{MaxServices: 64, MaxBackends: 256, TableSlots: 16384, MaxConntrack: 4096})
+	d, err := datapath.Open(k.dir)
+	return furnish(t, d, err, backends)
 }
 
+// newSizedWorld loads maps and programs for itself.
 func newSizedWorld(t testing.TB, backends int, sizes datapath.Sizes) *world {
 	t.Helper()
-	if os.Geteuid() != 0 && os.Getenv("REQUIRE_ROOT") == "" {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	enterNamespace(t)
 	dir := t.TempDir() + "/bpf"
 	t.Cleanup(func() {
@@ -127,6 +130,19 @@ func newSizedWorld(t testing.TB, backends int, sizes datapath.Sizes) *world {
 		}
 	})
 	d, err := datapath.Load(datapath.Options{BPFFS: dir, Sizes: sizes})
+	return furnish(t, d, err, backends)
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 && os.Getenv("REQUIRE_ROOT") == "" {
+		t.Skip("needs root")
+	}
+}
+
+// furnish puts containers and a service into what was opened.
+func furnish(t testing.TB, d *datapath.Datapath, err error, backends int) *world {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}

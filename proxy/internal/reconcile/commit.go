@@ -119,7 +119,7 @@ func (r *Reconciler) commitRecord(c *change) {
 }
 
 func (r *Reconciler) commitFrontends(changes []*change) {
-	batch := make(map[lb.Frontend]datapath.Frontend)
+	batch := make(map[lb.Frontend]datapath.Frontend, len(changes))
 	for _, c := range changes {
 		if !c.failed {
 			for key, f := range c.frontends {
@@ -176,7 +176,11 @@ func (r *Reconciler) commitDirect(c *change) {
 // overwritten.
 func (r *Reconciler) putDirect(changes []*change) {
 	entry := datapath.Frontend{Kind: datapath.KindBackend}
-	batch := make(map[lb.Frontend]datapath.Frontend)
+	most := 0
+	for _, c := range changes {
+		most += len(c.direct)
+	}
+	batch := make(map[lb.Frontend]datapath.Frontend, most)
 	for _, c := range changes {
 		for _, key := range c.direct {
 			if _, ok := r.frontends[key]; !ok && r.direct[key] > 0 {

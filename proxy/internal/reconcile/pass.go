@@ -77,27 +77,17 @@ func (r *Reconciler) pass() {
 	clean := r.takeLeftover()
 	r.unclaimed = false
 	changes := make([]*change, 0, chunk)
-	flush := func() {
-		r.commit(changes)
-		for _, c := range changes {
-			r.after(c, &clean)
-		}
-		r.putDirect(changes)
-		for _, c := range changes {
-			r.note(c.svc, errors.Join(c.errs...))
-		}
-		changes = changes[:0]
-	}
 	wanted := make(map[string]bool, len(r.snapshot.Services))
 	for _, want := range r.snapshot.Services {
 		wanted[want.Spec.Name] = true
-		if c := r.consider(want, all); c != nil {
-			if changes = append(changes, c); len(changes) == chunk {
-				flush()
+		if svc := r.consider(want, all); svc != nil {
+			if changes = append(changes, newChange(svc, want)); len(changes) == chunk {
+				r.carryOut(changes, &clean)
+				changes = changes[:0]
 			}
 		}
 	}
-	flush()
+	r.carryOut(changes, &clean)
 	for name, svc := range r.services {
 		if !wanted[name] {
 			r.remove(svc, &clean)
@@ -109,6 +99,22 @@ func (r *Reconciler) pass() {
 		r.pruned, r.found = true, nil
 	}
 	r.stats.Applied = r.snapshot.Revision
+}
+
+// carryOut builds, plans and commits changes, and notes what they leave to be taken away.
+func (r *Reconciler) carryOut(changes []*change, clean *cleanup) {
+	r.buildAll(changes)
+	for _, c := range changes {
+		r.plan(c)
+	}
+	r.commit(changes)
+	for _, c := range changes {
+		r.after(c, clean)
+	}
+	r.putDirect(changes)
+	for _, c := range changes {
+		r.note(c.svc, errors.Join(c.errs...))
+	}
 }
 
 // postpone sets the next time for problems that this pass is a try at, and drops those of services that
@@ -135,8 +141,8 @@ func (r *Reconciler) takeLeftover() cleanup {
 	return out
 }
 
-// consider plans a service if anything about it is new.
-func (r *Reconciler) consider(want *state.Service, force bool) *change {
+// consider returns the service to be planned, or nil if nothing about it is new.
+func (r *Reconciler) consider(want *state.Service, force bool) *service {
 	name := want.Spec.Name
 	svc := r.services[name]
 	if svc == nil {
@@ -152,7 +158,7 @@ func (r *Reconciler) consider(want *state.Service, force bool) *change {
 		return nil
 	}
 	svc.dirty = false
-	return r.plan(svc, want)
+	return svc
 }
 
 // putTimeouts writes the node-wide timeouts. If they changed, every service has to be looked at.

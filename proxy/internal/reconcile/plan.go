@@ -24,6 +24,7 @@ type change struct {
 	fresh     []uint32 // ids given to something new
 	retire    []uint32
 	record    datapath.Service
+	built     [2]built // by family
 	tables    [2]tables
 	groups    map[groupKey]uint32
 	unplaced  [2]bool // no room for the tables: those of before stay
@@ -51,19 +52,22 @@ func keyOf(b *datapath.Backend) backendKey {
 	return backendKey{b.Address, b.Port, b.Protocol, b.Zone}
 }
 
-// plan works out what a service needs. It writes tables into regions that nothing points to yet, and
-// nothing else.
-func (r *Reconciler) plan(svc *service, want *state.Service) *change {
-	c := &change{svc: svc, want: want, tables: svc.tables, groups: make(map[groupKey]uint32)}
+func newChange(svc *service, want *state.Service) *change {
+	return &change{svc: svc, want: want, tables: svc.tables, groups: make(map[groupKey]uint32)}
+}
+
+// plan works out what a service needs, once its tables are built. It writes these into regions that
+// nothing points to yet, and nothing else.
+func (r *Reconciler) plan(c *change) {
 	ids := r.planBackends(c)
 	for family := range c.tables {
-		r.planTables(c, family, ids)
+		r.planTables(c, family, &c.built[family], ids)
 	}
+	c.built = [2]built{} // changes are kept to the end of the pass
 	r.planRecord(c)
 	r.planAllow(c)
 	r.planFrontends(c)
 	r.planDirect(c, ids)
-	return c
 }
 
 // planBackends finds or makes an id for every backend and target port.
@@ -72,7 +76,7 @@ func (r *Reconciler) planBackends(c *change) map[backendKey]uint32 {
 	for _, id := range c.svc.ids {
 		have[keyOf(&r.backends[id])] = id
 	}
-	ids := make(map[backendKey]uint32, len(have))
+	ids := make(map[backendKey]uint32, len(c.want.Backends)*len(c.want.Spec.Ports))
 	resort := resorts(c.want.Backends)
 	for i := range c.want.Backends {
 		b := &c.want.Backends[i]

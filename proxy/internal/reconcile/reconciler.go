@@ -102,8 +102,7 @@ type Reconciler struct {
 	leftover  cleanup            // what could not be taken away, and what nobody knows
 	unclaimed bool               // a service could not be read, so that what it has looks like nobody's
 	suspect   map[uint32]bool    // backends that somebody, probably the plugin, marked gone
-	slots     []uint32           // room to build a table in
-	serving   []uint32           // and a list of who is in it
+	builders  []*builder         // one for each processor
 	stats     Stats
 }
 

@@ -1,9 +1,7 @@
 package reconcile
 
 import (
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -11,35 +9,35 @@ import (
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
 )
 
-// planTables builds the table of one family and its seat lists, and writes what differs to new
+// planTables writes the table of one family and its seat lists, as far as they differ, to new
 // regions. If there is no room, what the frontends have stays: backends that are gone are marked in
 // their records, and packets walk past them.
-func (r *Reconciler) planTables(c *change, family int, ids map[backendKey]uint32) {
+func (r *Reconciler) planTables(c *change, family int, built *built, ids map[backendKey]uint32) {
 	if _, ok := firstVIP(&c.want.Spec, family); !ok {
 		c.tables[family] = tables{}
 		return
 	}
-	started := time.Now()
-	seats, slots, shape, err := r.build(c, family)
 	r.stats.Tables.Count++
-	r.stats.Tables.Total += time.Since(started)
-	if err != nil {
-		c.fail(err)
+	r.stats.Tables.Total += built.took
+	c.svc.moved += uint64(built.moved)
+	if built.err != nil {
+		c.fail(built.err)
 		c.unplaced[family] = true
 		return
 	}
-	if len(slots) == 0 {
+	if len(built.slots) == 0 {
 		c.tables[family] = tables{}
 		return
 	}
 	before := &c.svc.tables[family]
-	next := tables{shape: shape, members: make([]held, len(c.want.Spec.Ports))}
-	next.slots, err = r.place(c.svc, before.slots, slots)
+	next := tables{shape: built.shape, members: make([]held, len(c.want.Spec.Ports))}
+	var err error
+	next.slots, err = r.place(c.svc, before.slots, built.slots)
 	for i := range next.members {
 		if err != nil {
 			break
 		}
-		list := seatList(c.want, seats, i, ids)
+		list := seatList(c.want, built.seats, i, ids)
 		next.members[i], err = r.placeMembers(c.svc, before, &next, i, list)
 	}
 	if err != nil {
@@ -48,78 +46,6 @@ func (r *Reconciler) planTables(c *change, family int, ids map[backendKey]uint32
 		return
 	}
 	c.tables[family] = next
-}
-
-// build brings the base of a family up to date and returns, seat by seat, the backend there (an index
-// of want.Backends, or -1), and the scheduler's table, packed, which is empty if nobody serves.
-func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, shape shape, err error) {
-	name := baseName(c.svc.name, family)
-	base, stored, found, err := r.bases.load(name)
-	if err != nil {
-		r.log.Error("the table is built anew and flows may move", "service", c.svc.name, "err", err)
-	}
-	if !found && c.svc.tables[family].slots.region.Len > 0 {
-		c.baseMade = true
-	}
-	members, index := membersOf(c.want, family)
-	moved, err := base.Update(members)
-	if err != nil {
-		return nil, nil, shape, err
-	}
-	c.svc.moved += uint64(moved)
-	if err := r.bases.save(name, base, stored); err != nil {
-		return nil, nil, shape, err
-	}
-	shape, err = r.fill(c.want.Spec.Scheduler, base, base.Excluded(members))
-	if errors.Is(err, sched.ErrEmpty) {
-		resort := resorts(c.want.Backends)[family]
-		for i, m := range members {
-			members[i].Excluded = !resort.Takes(&c.want.Backends[index[m.Key]])
-		}
-		shape, err = r.fill(c.want.Spec.Scheduler, base, base.Excluded(members))
-	}
-	if errors.Is(err, sched.ErrEmpty) {
-		return nil, nil, shape, nil
-	}
-	if err != nil {
-		return nil, nil, shape, err
-	}
-	shape.slots = uint32(len(r.slots))
-	slots, shape.narrow = datapath.Pack(r.slots, len(base.Seats))
-	return seatsOf(base, index), slots, shape, nil
-}
-
-// seatsOf returns the backend in each seat, or -1.
-func seatsOf(base *sched.Base, index map[string]int) []int {
-	seats := make([]int, len(base.Seats))
-	for i := range base.Seats {
-		seats[i] = -1
-		if b, ok := index[base.Seats[i].Key]; ok && !base.Seats[i].Gone {
-			seats[i] = b
-		}
-	}
-	return seats
-}
-
-// fill builds the table of a scheduler in r.slots: who serves is who is not excluded, by seat.
-func (r *Reconciler) fill(scheduler lb.Scheduler, base *sched.Base, excluded []bool) (out shape, err error) {
-	if r.serving, err = base.AppendServing(r.serving[:0], excluded); err != nil {
-		return out, err
-	}
-	for _, seat := range r.serving {
-		out.weight += max(base.Seats[seat].Weight, 1)
-	}
-	switch {
-	case scheduler == lb.RoundRobin:
-		out.listed = true
-		r.slots, err = base.AppendSequence(r.slots[:0], excluded)
-	case scheduler == lb.LeastConn && len(r.serving) <= sched.MaxExact:
-		out.listed, out.head = true, uint32(len(r.serving))
-		r.slots, err = base.AppendSequence(append(r.slots[:0], r.serving...), excluded)
-	default:
-		r.slots, err = base.AppendTable(r.slots[:0], excluded)
-	}
-	return out, err
 }
 
 // membersOf returns the backends of a family as members, and the backend behind each key.

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -104,13 +103,7 @@ func newNode(t *testing.T) *node {
 	t.Helper()
 	dir, err := registry.Open(filepath.Join(t.TempDir(), "run"))
 	must(t, err)
-	links := filepath.Join("/sys/fs/bpf", fmt.Sprintf("tclbh-%d-%s", os.Getpid(), strings.ToLower(t.Name())))
-	must(t, os.Mkdir(links, 0o700))
-	t.Cleanup(func() {
-		if err := os.RemoveAll(links); err != nil {
-			t.Error(err)
-		}
-	})
+	links := privateBPFFS(t)
 	m := &maps{endpoints: make(map[datapath.EndpointKey]datapath.Endpoint)}
 	r, err := NewReaper(m, dir, links, quiet)
 	must(t, err)
@@ -121,6 +114,22 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	t.Cleanup(func() { _ = prog.Close() })
 	return &node{Reaper: r, t: t, maps: m, prog: prog}
+}
+
+// privateBPFFS mounts a bpffs for one test and returns a directory in it: the kernel keeps files of its own
+// beside that.
+func privateBPFFS(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, unix.Mount("bpf", dir, "bpf", 0, "mode=0700"))
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	links := filepath.Join(dir, "links")
+	must(t, os.Mkdir(links, 0o700))
+	return links
 }
 
 // container attaches a container by a veth of that name.
