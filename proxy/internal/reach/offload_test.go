@@ -62,7 +62,7 @@ func TestOffloads(t *testing.T) {
 				defer w.mu.Unlock()
 				return c.disable(&peer)
 			}}, n)
-			time.Sleep(5 * time.Minute)
+			settle(5 * time.Minute)
 			if s := p.States()["node-1"]; s.Offload != c.want || !s.Reachable || disabled != c.disabled {
 				t.Errorf("offloads that %s: %+v, disabled %d times", c.name, s, disabled)
 			}
@@ -88,7 +88,7 @@ func TestOffloadTestsTakeTurns(t *testing.T) {
 		}
 		w.peers[7] = &peer{delay: time.Millisecond, noSegment: true}
 		p, _ := start(t, w, Options{}, targets...)
-		time.Sleep(9 * time.Second)
+		settle(9 * time.Second)
 		for name, s := range p.States() {
 			want := OffloadGood
 			if name == "node-7" {

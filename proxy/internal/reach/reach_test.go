@@ -20,7 +20,7 @@ func TestVerdicts(t *testing.T) {
 		if s := p.States()["node-1"]; !s.Reachable || s.Known {
 			t.Errorf("before any probe: %+v, want reachable, not known", s)
 		}
-		time.Sleep(5 * time.Second)
+		settle(5 * time.Second)
 		if s, _ := r.latest("node-1"); !s.Reachable || !s.Known {
 			t.Errorf("a node that answers was published as %+v", s)
 		}
@@ -31,7 +31,7 @@ func TestVerdicts(t *testing.T) {
 
 		w.change(1, func(p *peer) { p.silent = true })
 		died := time.Now()
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		s, at := r.latest("node-1")
 		if s.Reachable || !s.Known || at.Sub(died) > 1300*time.Millisecond || !s.Since.Equal(at) {
 			t.Errorf("a node that is silent was published %v later as %+v", at.Sub(died), s)
@@ -45,7 +45,7 @@ func TestVerdicts(t *testing.T) {
 
 		w.change(1, func(p *peer) { p.silent = false })
 		back := time.Now()
-		time.Sleep(2 * time.Second)
+		settle(2 * time.Second)
 		if s, at = r.latest("node-1"); !s.Reachable || at.Sub(back) < every || at.Sub(back) > 4*every {
 			t.Errorf("a node that answers again was published %v later as %+v, want after its second answer", at.Sub(back), s)
 		}
@@ -57,10 +57,10 @@ func TestVerdictsDoNotFlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, i := newWorld(), 0
 		p, r := start(t, w, Options{}, target(1))
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		published := len(r.all)
 		w.change(1, func(p *peer) { p.lose = func(int) bool { i++; return i%3 != 0 } })
-		time.Sleep(20 * time.Second)
+		settle(20 * time.Second)
 		if len(r.all) != published {
 			t.Errorf("two losses in a row led to %+v", r.all[published:])
 		}
@@ -68,7 +68,7 @@ func TestVerdictsDoNotFlap(t *testing.T) {
 			t.Errorf("loss ratio %v, want 2/3", s.LossRatio)
 		}
 		w.change(1, func(p *peer) { p.lose = func(int) bool { i++; return i%4 != 0 } })
-		time.Sleep(20 * time.Second)
+		settle(20 * time.Second)
 		if len(r.all) != published+1 || p.States()["node-1"].Reachable {
 			t.Errorf("three losses and an answer in turns led to %+v", r.all[published:])
 		}
@@ -82,7 +82,7 @@ func TestLateAnswersAreAnswers(t *testing.T) {
 			w := newWorld()
 			w.peers[1] = &peer{delay: delay}
 			p, r := start(t, w, Options{}, target(1))
-			time.Sleep(10 * time.Second)
+			settle(10 * time.Second)
 			if s := p.States()["node-1"]; !s.Reachable || s.Counts.Lost > 0 || len(r.all) != 2 {
 				t.Errorf("answers after %v: %+v, published %d times", delay, s, len(r.all))
 			}
@@ -91,9 +91,9 @@ func TestLateAnswersAreAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		p, _ := start(t, w, Options{}, target(1))
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		w.change(1, func(p *peer) { p.delay = 400 * time.Millisecond })
-		time.Sleep(10 * time.Second)
+		settle(10 * time.Second)
 		s := p.States()["node-1"]
 		if !s.Reachable || s.Counts.Late == 0 || s.Counts.Late != s.Counts.Lost {
 			t.Errorf("a way that became longer: %+v", s)
@@ -106,13 +106,13 @@ func TestStrayAnswersDoNotCount(t *testing.T) {
 		w := newWorld()
 		w.peers[1] = &peer{delay: time.Millisecond, twice: true}
 		p, _ := start(t, w, Options{}, target(1), target(2))
-		time.Sleep(5 * time.Second)
+		settle(5 * time.Second)
 		s := p.States()["node-1"]
 		if s.Counts.Answered > s.Counts.Sent || s.Counts.Late != 0 {
 			t.Errorf("answers that came twice count twice: %+v", s.Counts)
 		}
 		w.change(1, func(p *peer) { p.silent = true })
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		p.mu.Lock()
 		var forged []Answer
 		for token, x := range p.waiting {
@@ -139,7 +139,7 @@ func TestStrayAnswersDoNotCount(t *testing.T) {
 			a.At = time.Now()
 			w.answers <- a
 		}
-		time.Sleep(time.Second)
+		settle(time.Second)
 		if after := p.States()["node-1"]; after.Reachable || after.Counts.Late != s.Counts.Late {
 			t.Errorf("forged answers count: %+v", after)
 		}
@@ -155,7 +155,7 @@ func TestManyNodesAreAskedAtABoundedRate(t *testing.T) {
 				targets = append(targets, target(i+1))
 			}
 			p, _ := start(t, w, Options{}, targets...)
-			time.Sleep(20 * time.Second)
+			settle(20 * time.Second)
 			want := 20 * min(4*n, int(time.Second/spacing))
 			if got := len(w.sent); got < want*9/10 || got > want*11/10 {
 				t.Errorf("%d nodes: %d probes in 20 s, want about %d", n, got, want)
@@ -179,18 +179,18 @@ func TestWhatCannotBeSentBlamesNobody(t *testing.T) {
 		w := newWorld()
 		var log strings.Builder
 		p, _ := start(t, w, Options{Log: textLog(&log)}, target(1), target(2))
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		w.mu.Lock()
 		w.broken = true
 		w.mu.Unlock()
-		time.Sleep(10 * time.Second)
+		settle(10 * time.Second)
 		if s := p.States()["node-1"]; !s.Reachable || s.Known {
 			t.Errorf("%+v, want reachable, not known", s)
 		}
 		w.mu.Lock()
 		w.broken = false
 		w.mu.Unlock()
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		if s := p.States()["node-1"]; !s.Reachable || !s.Known {
 			t.Errorf("%+v, want reachable and known again", s)
 		}
@@ -206,12 +206,12 @@ func TestStandingStillBlamesNobody(t *testing.T) {
 		w := newWorld()
 		w.peers[2] = &peer{delay: time.Millisecond}
 		p, r := start(t, w, Options{}, target(1))
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		r.mu.Lock()
 		r.pause = 5 * time.Second
 		r.mu.Unlock()
 		p.SetTargets([]Target{target(1), target(2)})
-		time.Sleep(10 * time.Second)
+		settle(10 * time.Second)
 		for _, published := range r.all {
 			if s := published["node-1"]; !s.Reachable || s.Counts.Lost > 0 {
 				t.Errorf("%+v", s)
@@ -230,7 +230,7 @@ func TestTargetsChange(t *testing.T) {
 		plain.Plain = true
 		w.peers[3] = &peer{silent: true}
 		p, r := start(t, w, Options{}, target(1), target(2), plain)
-		time.Sleep(3 * time.Second)
+		settle(3 * time.Second)
 		if s := p.States()["node-3"]; !s.Reachable || s.Counts.Sent > 0 || len(w.peers[3].sizes) > 0 {
 			t.Errorf("a plain peer was probed: %+v", s)
 		}
@@ -242,7 +242,7 @@ func TestTargetsChange(t *testing.T) {
 		other := target(1)
 		other.ID = 9
 		p.SetTargets([]Target{other})
-		time.Sleep(2 * time.Second)
+		settle(2 * time.Second)
 		s := p.States()
 		if len(s) != 1 || s["node-1"].Reachable || len(p.waiting) == 0 {
 			t.Errorf("a node under another id, which does not answer: %+v", s)
@@ -251,9 +251,9 @@ func TestTargetsChange(t *testing.T) {
 			t.Error("the node that went is still published")
 		}
 		p.SetTargets(nil)
-		time.Sleep(time.Second)
+		settle(time.Second)
 		sent := len(w.sent)
-		time.Sleep(time.Minute)
+		settle(time.Minute)
 		if len(w.sent) != sent || len(p.waiting) != 0 {
 			t.Errorf("without targets %d probes were sent, %d wait", len(w.sent)-sent, len(p.waiting))
 		}
@@ -268,18 +268,18 @@ func TestBlackHoleOfLargePackets(t *testing.T) {
 		n.MTU = mtu
 		var log strings.Builder
 		p, _ := start(t, w, Options{Log: textLog(&log)}, n)
-		time.Sleep(30 * time.Second)
+		settle(30 * time.Second)
 		if s := p.States()["node-1"]; s.BlackHole || !slices.Contains(w.peers[1].sizes, mtu-28) {
 			t.Errorf("%+v, sizes %v", s, w.peers[1].sizes)
 		}
 		w.change(1, func(p *peer) { p.lose = func(size int) bool { return size > 1372 } })
-		time.Sleep(20 * time.Second)
+		settle(20 * time.Second)
 		if s := p.States()["node-1"]; !s.BlackHole || !s.Reachable || s.LossRatio != 0 {
 			t.Errorf("%+v, want a reachable black hole", s)
 		}
 		n.MTU = 1400
 		p.SetTargets([]Target{n})
-		time.Sleep(20 * time.Second)
+		settle(20 * time.Second)
 		if s := p.States()["node-1"]; s.BlackHole {
 			t.Errorf("with an MTU that fits: %+v", s)
 		}
@@ -289,7 +289,7 @@ func TestBlackHoleOfLargePackets(t *testing.T) {
 		// Loss of everything is no black hole.
 		i := 0
 		w.change(1, func(p *peer) { p.lose = func(size int) bool { i++; return size > 1000 || i%2 == 0 } })
-		time.Sleep(time.Minute)
+		settle(time.Minute)
 		if s := p.States()["node-1"]; s.BlackHole {
 			t.Errorf("of a way that loses half of all: %+v", s)
 		}

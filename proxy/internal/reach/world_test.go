@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -143,3 +144,9 @@ func start(t *testing.T, w *world, o Options, targets ...Target) (*Prober, *reco
 }
 
 func textLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
+// settle lets time pass, and everything that is due by then be done.
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
