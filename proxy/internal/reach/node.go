@@ -127,10 +127,11 @@ func (n *node) note(lost bool) {
 func (n *node) missed(sent, now time.Time) bool {
 	n.Counts.Lost++
 	n.note(true)
+	n.large.misses = 0
 	if sent.Before(n.newest) {
 		return false // a later one was answered meanwhile
 	}
-	n.hits, n.large.misses = 0, 0
+	n.hits = 0
 	n.misses++
 	if n.misses < fall || n.Known && !n.Reachable {
 		return false

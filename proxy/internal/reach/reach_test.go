@@ -39,14 +39,14 @@ func TestVerdicts(t *testing.T) {
 		if other := p.States()["node-2"]; !other.Reachable {
 			t.Error("the other node is unreachable as well")
 		}
-		if s := p.States()["node-1"]; s.LossRatio == 0 || s.Counts.Sent-s.Counts.Answered-s.Counts.Lost > 1 {
+		if s := p.States()["node-1"]; s.LossRatio == 0 || s.Counts.Sent-s.Counts.Answered-s.Counts.Lost > 2 {
 			t.Errorf("loss is not counted: %+v", s)
 		}
 
 		w.change(1, func(p *peer) { p.silent = false })
 		back := time.Now()
 		settle(2 * time.Second)
-		if s, at = r.latest("node-1"); !s.Reachable || at.Sub(back) < every || at.Sub(back) > 4*every {
+		if s, at = r.latest("node-1"); !s.Reachable || at.Sub(back) < every*8/10 || at.Sub(back) > 4*every {
 			t.Errorf("a node that answers again was published %v later as %+v, want after its second answer", at.Sub(back), s)
 		}
 	})
