@@ -160,10 +160,10 @@ func TestUsageErrorsExitWithTwo(t *testing.T) {
 		"", "nope", "service", "service nope", "backend", "conntrack nope", "status extra", "service list --nope",
 		"service get", "service get a b", "service apply", "service delete", "backend list a b", "backend drain web",
 		"backend drain web a --wait=-1s", "backend drain web a --wait 30s", "backend weight web a", "backend weight web a 1001",
-		"backend weight web a x", "status -o xml", "validate", "--log-level loud status", "--log-format xml status",
+		"backend weight web a x", "node ping", "node ping a b", "node ping a -c -1", "status -o xml", "validate", "--log-level loud status", "--log-format xml status",
 		"--run-dir= status", "conntrack flush --service=", "version now", "uninstall now", "proxy now",
 		// Not before their time.
-		"explain", "monitor", "top", "check", "node ping node-b",
+		"explain", "monitor", "top", "check",
 	} {
 		got := tclb(t, "", nil, strings.Fields(line)...)
 		if got.status != exitUsage || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "--help") {
@@ -178,7 +178,7 @@ func TestWithoutProxyOneLineSaysWhatToDo(t *testing.T) {
 		`start it with "tclb proxy", or choose another with --run-dir` + "\n"}
 	for _, line := range []string{
 		"status", "service list", "service get web", "service delete web", "backend list", "backend drain web a",
-		"backend undrain web a", "backend weight web a 1", "endpoint list", "node list", "conntrack list", "conntrack flush",
+		"backend undrain web a", "backend weight web a 1", "endpoint list", "node list", "node ping node-b", "conntrack list", "conntrack flush",
 	} {
 		if got := tclb(t, "", nil, append([]string{"--run-dir", runDir}, strings.Fields(line)...)...); got != want {
 			t.Errorf("tclb %s: %+v, want %+v", line, got, want)

@@ -67,6 +67,13 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return get[[]Node](ctx, c, "/api/v1/nodes")
 }
 
+// Ping sends one probe to a node through the tunnel and waits for its answer, up to a second.
+func (c *Client) Ping(ctx context.Context, node string) (Pong, error) {
+	var out Pong
+	err := c.do(ctx, http.MethodPost, "/api/v1/nodes/"+url.PathEscape(node)+"/ping", nil, &out)
+	return out, err
+}
+
 // Flows returns the connection table, of one service if the name is not empty, by protocol,
 // client, VIP and backend.
 func (c *Client) Flows(ctx context.Context, service string) ([]Flow, error) {

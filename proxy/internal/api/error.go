@@ -51,6 +51,8 @@ var statuses = []struct {
 }{
 	{view.ErrNoService, http.StatusNotFound},
 	{view.ErrNoBackend, http.StatusNotFound},
+	{view.ErrNoNode, http.StatusNotFound},
+	{view.ErrNoPing, http.StatusConflict},
 	{errNoPath, http.StatusNotFound},
 	{errInvalid, http.StatusBadRequest},
 	{view.ErrForeign, http.StatusConflict},

@@ -114,12 +114,6 @@ func (s *Server) endpointRows() []Endpoint {
 	return out
 }
 
-// nodeRows returns the rows of the node listing.
-func (s *Server) nodeRows() []Node {
-	n := s.view.Node()
-	return []Node{{Name: n.Name, Address: n.Address, Reachable: n.Reachable}}
-}
-
 // flowNames turns a pair's ids into names and times. It is built once per listing.
 type flowNames struct {
 	services map[uint32]string

@@ -84,6 +84,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("DELETE /api/v1/services/{name}", s.deleteService)
 	mux.HandleFunc("PATCH /api/v1/services/{name}/backends", s.override)
 	mux.HandleFunc("DELETE /api/v1/conntrack", s.flush)
+	mux.HandleFunc("POST /api/v1/nodes/{name}/ping", s.ping)
 	return mux
 }
 

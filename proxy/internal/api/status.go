@@ -39,12 +39,14 @@ func (s *Server) nodeStatus() (Status, error) {
 		return Status{}, err
 	}
 	out.Counts.Endpoints = len(s.view.Endpoints())
-	out.Counts.Nodes = len(s.nodeRows())
+	nodes := s.nodeRows()
+	out.Counts.Nodes = len(nodes)
 	out.Unattached = []Unattached{}
 	for _, u := range s.view.Unattached() {
 		out.Unattached = append(out.Unattached, Unattached(u))
 	}
-	out.Problems = append(problems(out, s.view.Endpoints()), s.pending()...)
+	out.Problems = append(problems(out, s.view.Endpoints()), nodeProblems(nodes)...)
+	out.Problems = append(out.Problems, s.pending()...)
 	return out, nil
 }
 

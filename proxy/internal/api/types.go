@@ -76,6 +76,25 @@ type Node struct {
 	Name      string     `json:"name"`
 	Address   netip.Addr `json:"address"`
 	Reachable bool       `json:"reachable"`
+	Self      bool       `json:"self"`           // this node
+	Plain     bool       `json:"plain"`          // a VXLAN device without tclb, not probed
+	Latency   *float64   `json:"latencySeconds"` // smoothed; null if it was not measured yet
+	LossRatio *float64   `json:"lossRatio"`      // of the last 64 probes; null without any
+	MTU       int        `json:"mtu"`            // largest IP packet that should fit to it; 0 = not known
+	Version   string     `json:"version"`        // of its proxy; "" if it did not tell
+	Since     *time.Time `json:"since"`          // when it became reachable or unreachable
+	LastSeen  *time.Time `json:"lastSeen"`       // its last answer; null before the first one
+	Notes     []string   `json:"notes"`          // what is odd about it, and what to do
+}
+
+// Pong is what came of one ping of a node.
+type Pong struct {
+	Node     string     `json:"node"`
+	Address  netip.Addr `json:"address"`
+	Sequence int        `json:"sequence"` // from 1 on; the client's
+	Size     int        `json:"size"`     // of the IP packet in the tunnel
+	Answered bool       `json:"answered"` // within a second
+	Seconds  float64    `json:"seconds"`  // until the answer; 0 without one
 }
 
 // Flow is one pair of the connection table.

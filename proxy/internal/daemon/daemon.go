@@ -29,6 +29,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/proxy/internal/health"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/outlier"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/reach"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/runtimes"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/source"
@@ -107,6 +108,7 @@ type proxy struct {
 	host      *host.Host
 	learner   *runtimes.Learner // labels of containers
 	finder    *runtimes.Finder  // containers that were there first
+	reach     *reach.Prober     // of other nodes
 	checks    *checks           // of backends' health
 	ejections *ejections        // of those who fail their clients
 	hostKick  chan struct{}     // the host path may be out of date
@@ -215,6 +217,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	}
 	p.recounter = sweep.NewRecounter(p.datapath.Recount, p.Log)
 	p.host = host.New(p.attachHost, p.Log)
+	p.reach = p.newProber(cfg, nil)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
 	arena := datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now)
@@ -270,6 +273,7 @@ func (p *proxy) run(ctx context.Context) error {
 	g.Go(func() error { return p.reaper.Run(ctx) })
 	g.Go(func() error { return p.endpoints.Run(ctx) })
 	g.Go(func() error { return p.learner.Run(ctx) })
+	g.Go(func() error { return p.reach.Run(ctx) })
 	g.Go(func() error { return p.sayNotes(ctx) })
 	g.Go(func() error { return p.services.Run(ctx) })
 	g.Go(func() error { return sweep.Flows(ctx, p.datapath, p.Log) })

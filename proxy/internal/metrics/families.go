@@ -35,6 +35,10 @@ var families = []family{
 	{"tclb_drops_total", "Packets that the datapath refused.", "counter", []string{"reason"}, writeDrops},
 	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
 	{"tclb_health_checks_total", "Health checks of backends by result.", "counter", []string{"service", "result"}, writeHealthChecks},
+	{"tclb_node_latency_seconds", "Smoothed time of a probe of a node and its answer; 0 if never measured.", "gauge", []string{"node"}, writeNodeLatency},
+	{"tclb_node_mtu_blackhole", "1 while packets of the size of the node's MTU are lost and small ones are not.", "gauge", []string{"node"}, writeNodeBlackHole},
+	{"tclb_node_mtu_bytes", "Largest IP packet that should fit to a node through the tunnel.", "gauge", []string{"node"}, writeNodeMTU},
+	{"tclb_node_probes_total", "Probes of nodes by result; an answer that comes late was counted as lost before.", "counter", []string{"node", "result"}, writeNodeProbes},
 	{"tclb_nodes", "Nodes of the cluster by whether they can be reached, this one included.", "gauge", []string{"state"}, writeNodes},
 	{"tclb_outlier_ejected", "Backends that are ejected now for what their clients met.", "gauge", []string{"service"}, writeEjected},
 	{"tclb_outlier_ejections_total", "Ejections of backends by what most of their clients met.", "counter", []string{"service", "reason"}, writeEjections},
@@ -46,13 +50,16 @@ var families = []family{
 	{"tclb_services", "Services in the maps.", "gauge", nil, writeServices},
 	{"tclb_table_build_seconds", "Time to build lookup tables.", "summary", nil, writeTables},
 	{"tclb_table_moved_slots_total", "Slots that changed their owner when a lookup table was replaced.", "counter", []string{"service"}, writeMovedSlots},
+	{"tclb_tunnel_bytes_total", "Bytes of packets from and to other nodes, without their outer headers.", "counter", []string{"direction"}, writeTunnelBytes},
 	{"tclb_tunnel_drops_total", "Tunnelled packets refused.", "counter", []string{"reason"}, writeTunnelDrops},
+	{"tclb_tunnel_packets_total", "Packets from and to other nodes.", "counter", []string{"direction"}, writeTunnelPackets},
 }
 
 // scrape is what one scrape read, before any of it is written.
 type scrape struct {
 	version   string
-	node      view.Node
+	nodes     []view.Node
+	tunnel    view.Tunnel
 	status    view.Status
 	services  []view.Service // in the maps
 	backends  []view.Backend // in the maps
@@ -76,12 +83,6 @@ func writeReconcileErrors(s *scrape, e *emitter) { e.sample(s.status.Failures) }
 func writeRepairs(s *scrape, e *emitter)         { e.sample(s.status.Repaired) }
 func writeServices(s *scrape, e *emitter)        { e.sample(uint64(len(s.services))) }
 func writeEndpoints(s *scrape, e *emitter)       { e.sample(uint64(s.endpoints)) }
-
-func writeNodes(s *scrape, e *emitter) {
-	reachable := number(s.node.Reachable)
-	e.sample(reachable, "reachable")
-	e.sample(1-reachable, "unreachable")
-}
 
 func writeConfigErrors(s *scrape, e *emitter) {
 	for _, f := range s.findings {

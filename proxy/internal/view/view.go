@@ -22,6 +22,8 @@ var (
 	ErrNoService = errors.New("no such service")
 	ErrNoBackend = errors.New("no such backend")
 	ErrForeign   = errors.New("defined in a file that tclb did not write")
+	ErrNoNode    = errors.New("no such node")
+	ErrNoPing    = errors.New("cannot be pinged")
 )
 
 // InvalidError says that applied services were refused. Nothing changed.
@@ -44,6 +46,10 @@ func (e *InvalidError) Error() string {
 type View interface {
 	// Node returns this node.
 	Node() Node
+	// Nodes returns all nodes of the cluster by name, this one included.
+	Nodes() []Node
+	// Tunnel returns what went through the tunnel device, since it was made.
+	Tunnel() Tunnel
 	// Config returns the settings that are in force. Do not change it.
 	Config() *config.Config
 	// Services returns the services by name.
@@ -75,6 +81,8 @@ type View interface {
 	SetDrain(ctx context.Context, service, backend string, drain bool) error
 	// SetWeight sets a backend's weight by command; nil gives it back to the file.
 	SetWeight(ctx context.Context, service, backend string, weight *int) error
+	// PingNode sends one probe to a node and waits for its answer, up to a second: ErrNoNode, ErrNoPing.
+	PingNode(ctx context.Context, name string) (Pong, error)
 	// Flush forgets the flows and affinities of a service, or of all with "".
 	Flush(ctx context.Context, service string) (Flushed, error)
 }
@@ -84,6 +92,36 @@ type Node struct {
 	Name      string
 	Address   netip.Addr // underlay address; not valid if the node has none
 	Reachable bool
+	Self      bool
+	Plain     bool   // a VXLAN device without tclb, which is not probed
+	Version   string // of its proxy; "" where it did not tell
+
+	// The rest is zero for this node, and for one that was not probed yet.
+	Latency         time.Duration
+	LossRatio       float64
+	MTU             int       // largest IP packet that should fit through the tunnel
+	MTUBlackHole    bool      // packets of that size are lost, small ones are not
+	OffloadsBroken  bool      // segmented packets are lost, plain ones are not
+	Since, LastSeen time.Time // of the verdict; of the last answer
+	Probes          NodeProbes
+}
+
+// NodeProbes counts the probes of a node by result. A late answer was counted as lost before.
+type NodeProbes struct {
+	Answered, Lost, Late uint64
+}
+
+// Pong is what came of a ping.
+type Pong struct {
+	Address  netip.Addr
+	Size     int // of the IP packet
+	Answered bool
+	Took     time.Duration
+}
+
+// Tunnel counts what other nodes sent and were sent, as inner packets.
+type Tunnel struct {
+	PacketsIn, PacketsOut, BytesIn, BytesOut uint64
 }
 
 // Service is a service and where it stands.

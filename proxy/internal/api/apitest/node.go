@@ -22,6 +22,9 @@ var Now = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 // View is a view.View that shows its fields and records what it is asked to change.
 type View struct {
 	NodeValue       view.Node
+	PeerValues      []view.Node // besides NodeValue, by name
+	TunnelValue     view.Tunnel
+	Pongs           []view.Pong // of PingNode node-b, one after the other; then unanswered ones
 	ConfigValue     *config.Config
 	ServiceValues   []view.Service
 	BackendValues   []view.Backend
@@ -66,6 +69,8 @@ func NewView() *View {
 	empty := lb.Service{Name: "empty", VIPs: []netip.Addr{addr("198.51.100.99")}, Ports: []lb.Port{{Protocol: lb.TCP, Port: 9, TargetPort: 9}}}
 	return &View{
 		NodeValue:   view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
+		PeerValues:  peers(),
+		TunnelValue: view.Tunnel{PacketsIn: 300, PacketsOut: 200, BytesIn: 30000, BytesOut: 20000},
 		ConfigValue: config.Default(),
 		ServiceValues: []view.Service{
 			{Service: web, File: "/etc/tclb/services.d/web.yaml", ID: 1, MovedSlots: 17, Probes: view.Probes{Success: 90, Failure: 7, Timeout: 2}, Ejections: view.Ejections{Refused: 5, Unanswered: 3, Ejected: 1}},
@@ -136,6 +141,50 @@ func unattached() []view.Unattached {
 		{ContainerID: "0ddba11", Name: "web-0", Network: "frontend", Ifname: "eth0"},
 		{ContainerID: "5ca1ab1e0123456789", Network: "frontend", Ifname: "eth0"},
 	}
+}
+
+func peers() []view.Node {
+	return []view.Node{
+		{
+			Name: "node-b", Address: addr("192.0.2.12"), Reachable: true, Version: "v1.2.2", Latency: 412 * time.Microsecond,
+			MTU: 1450, Since: Now.Add(-time.Hour), LastSeen: Now.Add(-200 * time.Millisecond),
+			Probes: view.NodeProbes{Answered: 14400, Lost: 2, Late: 1}, LossRatio: 0.015625,
+		},
+		{
+			Name: "node-c", Address: addr("2001:db8::13"), Latency: 12 * time.Millisecond, LossRatio: 1, MTU: 1430, MTUBlackHole: true,
+			Since: Now.Add(-time.Minute), LastSeen: Now.Add(-time.Minute), Probes: view.NodeProbes{Answered: 100, Lost: 240},
+		},
+		{Name: "switch", Address: addr("192.0.2.14"), Reachable: true, Plain: true, MTU: 1450},
+	}
+}
+
+// Nodes returns NodeValue and PeerValues.
+func (v *View) Nodes() []view.Node {
+	self := v.NodeValue
+	self.Self = true
+	return append([]view.Node{self}, v.PeerValues...)
+}
+
+// Tunnel returns TunnelValue.
+func (v *View) Tunnel() view.Tunnel { return v.TunnelValue }
+
+// PingNode knows node-b alone, and switch as a plain peer.
+func (v *View) PingNode(_ context.Context, name string) (view.Pong, error) {
+	v.called("ping %s", name)
+	switch name {
+	case "switch":
+		return view.Pong{}, fmt.Errorf("node %q %w: it is plain", name, view.ErrNoPing)
+	case "node-b":
+	default:
+		return view.Pong{}, fmt.Errorf("node %q: %w", name, view.ErrNoNode)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	pong := view.Pong{Address: addr("192.0.2.12"), Size: 92}
+	if len(v.Pongs) > 0 {
+		pong, v.Pongs = v.Pongs[0], v.Pongs[1:]
+	}
+	return pong, nil
 }
 
 // Node implements view.View, as all methods below.

@@ -1,0 +1,101 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/reach"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+)
+
+// newProber returns what watches other nodes; publish is told of their verdicts.
+func (p *proxy) newProber(cfg *config.Config, publish func(map[string]reach.State)) *reach.Prober {
+	var hairpin [2]netip.Addr
+	for _, a := range cfg.Datapath.HairpinAddress {
+		if a.Is4() {
+			hairpin[0] = a
+		} else {
+			hairpin[1] = a
+		}
+	}
+	return reach.New(reach.Options{
+		Transport:       reach.NewSockets(host.Device, hairpin),
+		Publish:         publish,
+		DisableOffloads: p.disableOffloads,
+		Log:             p.Log,
+	})
+}
+
+// tunnelDevice returns the device that programs send to other nodes by, or nil without one.
+func (p *proxy) tunnelDevice() (netlink.Link, error) {
+	s, err := p.datapath.Settings()
+	if err != nil || s.Tunnel.Ifindex == 0 {
+		return nil, err
+	}
+	dev, err := netlink.LinkByIndex(int(s.Tunnel.Ifindex))
+	if err != nil {
+		return nil, fmt.Errorf("look up tunnel device: %w", err)
+	}
+	return dev, nil
+}
+
+func (p *proxy) disableOffloads() error {
+	dev, err := p.tunnelDevice()
+	if err != nil || dev == nil {
+		return err
+	}
+	return reach.DisableOffloads(dev.Attrs().Name)
+}
+
+// Nodes implements view.View.
+func (p *proxy) Nodes() []view.Node {
+	self := p.Node()
+	self.Self = true
+	out := []view.Node{self}
+	for _, s := range p.reach.States() {
+		out = append(out, view.Node{
+			Name: s.Name, Address: s.Address, Reachable: s.Reachable, Plain: s.Plain,
+			Latency: s.Latency, LossRatio: s.LossRatio, MTU: s.MTU, MTUBlackHole: s.BlackHole,
+			OffloadsBroken: s.Offload == reach.OffloadBroken, Since: s.Since, LastSeen: s.LastSeen,
+			Probes: view.NodeProbes{Answered: s.Counts.Answered, Lost: s.Counts.Lost, Late: s.Counts.Late},
+		})
+	}
+	slices.SortFunc(out, func(a, b view.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Tunnel implements view.View. Without a device nothing went through it.
+func (p *proxy) Tunnel() view.Tunnel {
+	dev, err := p.tunnelDevice()
+	if err != nil {
+		p.Log.Debug("the tunnel's counters could not be read", "err", err)
+	}
+	if dev == nil || dev.Attrs().Statistics == nil {
+		return view.Tunnel{}
+	}
+	s := dev.Attrs().Statistics
+	return view.Tunnel{PacketsIn: s.RxPackets, PacketsOut: s.TxPackets, BytesIn: s.RxBytes, BytesOut: s.TxBytes}
+}
+
+// PingNode implements view.View.
+func (p *proxy) PingNode(ctx context.Context, name string) (view.Pong, error) {
+	if name == p.Node().Name {
+		return view.Pong{}, fmt.Errorf("node %q %w: it is this node", name, view.ErrNoPing)
+	}
+	pong, err := p.reach.Ping(ctx, name)
+	switch {
+	case errors.Is(err, reach.ErrUnknown):
+		err = fmt.Errorf("node %q: %w: tclb node list shows them", name, view.ErrNoNode)
+	case errors.Is(err, reach.ErrPlain):
+		err = fmt.Errorf("node %q %w: it is %w", name, view.ErrNoPing, reach.ErrPlain)
+	}
+	return view.Pong(pong), err
+}
