@@ -66,6 +66,9 @@ func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
 
 // judge puts what health checks and clients say beside what was asked for. s.mu is held.
 func (s *Store) judge(service string, b *Backend) {
+	if b.Remote {
+		s.judgeRemote(service, b)
+	}
 	if len(s.unhealthy)+len(s.ejections) == 0 {
 		return
 	}
