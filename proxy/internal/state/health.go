@@ -87,3 +87,15 @@ func (s *Store) judge(service string, b *Backend) {
 func (b *Backend) HealthRef(service string) HealthRef {
 	return HealthRef{Service: service, Node: b.Node, Address: b.Address, Endpoint: b.Endpoint}
 }
+
+// HealthToTell returns the backends on a node that are not as they should be, for the other nodes.
+func HealthToTell(svc *Service, node string) []PeerHealth {
+	var out []PeerHealth
+	for i := range svc.Backends {
+		b := &svc.Backends[i]
+		if b.Node == node && !b.Remote && (b.Failed || b.Trial) {
+			out = append(out, PeerHealth{Address: b.Address, Endpoint: b.member(), Ejected: b.Ejected, Trial: b.Trial})
+		}
+	}
+	return out
+}
