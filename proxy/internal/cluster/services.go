@@ -190,8 +190,8 @@ func (s *Source) Delete(ctx context.Context, name string) error {
 		w := write{conds: []cond{{key, it.revision}}, ops: []op{
 			{key: key, delete: true},
 			{key: overridDir + name + "/", delete: true, dir: true},
-			{key: TableName{Service: name, Family: "v4"}.key(), delete: true},
-			{key: TableName{Service: name, Family: "v6"}.key(), delete: true},
+			{key: tableKey(name, "v4", ""), delete: true},
+			{key: tableKey(name, "v6", ""), delete: true},
 		}}
 		for k, v := range all {
 			if strings.HasPrefix(k, vipsDir) && string(v.value) == name && len(w.ops) < maxOps {

@@ -81,6 +81,7 @@ type Source struct {
 
 	led       map[string]*ledTable // by key
 	offered   map[string]bool      // of led: perhaps not in etcd yet
+	current   map[string]bool      // by key: etcd's is what this process made, or went on from
 	dropped   map[string]bool      // by key: to be removed if this node leads it
 	tableKeys map[string]string    // by service and family
 }
@@ -103,7 +104,7 @@ func New(o Options) *Source {
 		Options: o, self: o.Node, started: o.now(), mirror: newMirror(o.Node),
 		writes: make(chan struct{}, 1), news: make(chan struct{}, 1), nodes: make(chan struct{}, 1), tables: make(chan struct{}, 1),
 		shows: make(chan struct{}), said: make(map[string]string), sent: make(map[string]sentOverride),
-		led: make(map[string]*ledTable), offered: make(map[string]bool), dropped: make(map[string]bool), tableKeys: make(map[string]string),
+		led: make(map[string]*ledTable), offered: make(map[string]bool), dropped: make(map[string]bool), current: make(map[string]bool), tableKeys: make(map[string]string),
 	}
 	s.status = Status{Endpoints: o.Etcd.Endpoints, Since: s.started, Error: "not connected yet"}
 	return s

@@ -1,25 +1,20 @@
 package cluster
 
 import (
+	"bytes"
 	"hash/fnv"
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/sched"
 )
 
-// TableName names a base table that nodes share.
-type TableName struct {
-	Service string
-	Family  string // v4 | v6
-	// Files stands for what this node's files say of the service's backends; "" for a service of etcd.
-	// Nodes whose files differ do not share, or each would undo what the other does.
-	Files string
-}
-
-func (t TableName) key() string {
-	key := tablesDir + t.Service + "/" + t.Family
-	if t.Files != "" {
-		key += "-" + t.Files
+// tableKey names a base table that nodes share. files stands for what this node's files say of the
+// service's backends, "" for a service of etcd: nodes whose files differ do not share, or each would undo
+// what the other does.
+func tableKey(service, family, files string) string {
+	key := tablesDir + service + "/" + family
+	if files != "" {
+		key += "-" + files
 	}
 	return key
 }
@@ -105,17 +100,17 @@ func rank(key, node string) uint64 {
 //
 // A node that leads a table but has none (have is false), or has not led it since it started, goes on
 // from the shared one too.
-func (s *Source) Follow(t TableName, have bool) (base *sched.Base, follow bool) {
+func (s *Source) Follow(service, family, files string, have bool) (base *sched.Base, follow bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := t.key()
-	s.rename(t, key)
+	key := tableKey(service, family, files)
+	s.rename(service+"/"+family, key)
 	shared := s.mirror.tables[key]
 	if shared == nil {
 		return nil, false
 	}
 	mine := shared.Owner == s.self
-	if _, led := s.led[key]; mine && led && have {
+	if mine && s.current[key] && have {
 		return nil, false
 	}
 	if shared.decoded == nil {
@@ -125,12 +120,12 @@ func (s *Source) Follow(t TableName, have bool) (base *sched.Base, follow bool) 
 			return nil, false
 		}
 	}
+	s.current[key] = mine
 	return shared.decoded, !mine && s.mirror.there(shared.Owner, s.now())
 }
 
-// rename notes which key a table has, and gives up the one that it had before.
-func (s *Source) rename(t TableName, key string) {
-	at := t.Service + "/" + t.Family
+// rename notes which key a table of this node has, and gives up the one that it had before.
+func (s *Source) rename(at, key string) {
 	if old := s.tableKeys[at]; old != "" && old != key {
 		s.giveUp(old)
 	}
@@ -145,13 +140,16 @@ func (s *Source) giveUp(key string) {
 }
 
 // Lead offers a base, in its stored form, for a table that no other node leads.
-func (s *Source) Lead(t TableName, data []byte) {
+func (s *Source) Lead(service, family, files string, data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := t.key()
-	s.rename(t, key)
+	key := tableKey(service, family, files)
+	s.rename(service+"/"+family, key)
 	delete(s.dropped, key)
-	led := s.led[key]
+	led, t := s.led[key], s.mirror.tables[key]
+	if led != nil && bytes.Equal(led.data, data) && t != nil && t.Owner == s.self {
+		return
+	}
 	if led == nil {
 		led = &ledTable{since: s.now()}
 		s.led[key] = led
@@ -221,6 +219,12 @@ func (s *Source) tableWrites() (writes []write, again time.Time) {
 			continue
 		}
 		c := cond{key: key}
+		if t != nil && t.Owner == s.self && !s.current[key] {
+			// Written by the proxy before: what it led goes on, not what this one made without knowing it.
+			s.mirror.tablesChanged[t.service] = true
+			kick(s.news)
+			continue
+		}
 		if t != nil {
 			if c.revision = t.revision; string(s.mirror.raw[key].value) == string(value) {
 				continue
@@ -229,4 +233,15 @@ func (s *Source) tableWrites() (writes []write, again time.Time) {
 		writes = append(writes, write{conds: []cond{c}, ops: []op{{key: key, value: value}}, table: key})
 	}
 	return writes, again
+}
+
+// wrote notes whether a table was written. If not, somebody was first: the mirror will say who.
+func (s *Source) wrote(key string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ok {
+		s.current[key] = true
+	} else {
+		s.offered[key] = true
+	}
 }

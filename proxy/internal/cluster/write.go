@@ -78,10 +78,8 @@ func (s *Source) writeAll(ctx context.Context, link kv) (again time.Time, err er
 	for _, w := range tables {
 		g.Go(func() error {
 			ok, err := s.commit(ctx, link, w)
-			if err == nil && !ok && w.table != "" {
-				s.mu.Lock()
-				s.offered[w.table] = true // somebody was first; the mirror will say who
-				s.mu.Unlock()
+			if err == nil && w.table != "" {
+				s.wrote(w.table, ok)
 			}
 			return err
 		})

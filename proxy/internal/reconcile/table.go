@@ -53,21 +53,9 @@ func (r *Reconciler) planTables(c *change, family int, ids map[backendKey]uint32
 // build brings the base of a family up to date and returns, seat by seat, the backend there (an index
 // of want.Backends, or -1), and the scheduler's table, packed, which is empty if nobody serves.
 func (r *Reconciler) build(c *change, family int) (seats []int, slots []uint32, shape shape, err error) {
-	name := baseName(c.svc.name, family)
-	base, stored, found, err := r.bases.load(name)
-	if err != nil {
-		r.log.Error("the table is built anew and flows may move", "service", c.svc.name, "err", err)
-	}
-	if !found && c.svc.tables[family].slots.region.Len > 0 {
-		c.baseMade = true
-	}
 	members, index := membersOf(c.want, family)
-	moved, err := base.Update(members)
+	base, err := r.updateBase(c, family, members)
 	if err != nil {
-		return nil, nil, shape, err
-	}
-	c.svc.moved += uint64(moved)
-	if err := r.bases.save(name, base, stored); err != nil {
 		return nil, nil, shape, err
 	}
 	shape, err = r.fill(c.want.Spec.Scheduler, base, base.Excluded(members))
