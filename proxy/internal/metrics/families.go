@@ -34,7 +34,9 @@ var families = []family{
 	{"tclb_conntrack_room_entries", "Pairs in the connection table, by room.", "gauge", []string{"room"}, writeRoomEntries},
 	{"tclb_drops_total", "Packets that the datapath refused.", "counter", []string{"reason"}, writeDrops},
 	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
+	{"tclb_etcd_connected", "1 while etcd can be used; no sample without etcd.", "gauge", nil, writeEtcd},
 	{"tclb_health_checks_total", "Health checks of backends by result.", "counter", []string{"service", "result"}, writeHealthChecks},
+	{"tclb_last_backends", "Backends that stay as their service's last ones though their node's lease in etcd has ended.", "gauge", []string{"service"}, writeLast},
 	{"tclb_nodes", "Nodes of the cluster by whether they can be reached, this one included.", "gauge", []string{"state"}, writeNodes},
 	{"tclb_outlier_ejected", "Backends that are ejected now for what their clients met.", "gauge", []string{"service"}, writeEjected},
 	{"tclb_outlier_ejections_total", "Ejections of backends by what most of their clients met.", "counter", []string{"service", "reason"}, writeEjections},
@@ -56,6 +58,7 @@ type scrape struct {
 	status    view.Status
 	services  []view.Service // in the maps
 	backends  []view.Backend // in the maps
+	last      map[string]uint64
 	endpoints int
 	findings  []fileFindings
 	traffic   []labelledTraffic // empty if it could not be read, as are drops and rooms
@@ -81,6 +84,18 @@ func writeNodes(s *scrape, e *emitter) {
 	reachable := number(s.node.Reachable)
 	e.sample(reachable, "reachable")
 	e.sample(1-reachable, "unreachable")
+}
+
+func writeEtcd(s *scrape, e *emitter) {
+	if c := s.status.Cluster; c != nil {
+		e.sample(number(c.Connected))
+	}
+}
+
+func writeLast(s *scrape, e *emitter) {
+	for i := range s.services {
+		e.sample(s.last[s.services[i].Name], s.services[i].Name)
+	}
 }
 
 func writeConfigErrors(s *scrape, e *emitter) {
