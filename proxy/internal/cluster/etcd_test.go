@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -63,7 +62,7 @@ func TestEtcdEndsTheLeaseOfADeadNode(t *testing.T) {
 	b.source.mu.Lock()
 	link := b.source.link
 	b.source.mu.Unlock()
-	b.source.dial = func(context.Context) (kv, error) { return nil, errDown }
+	b.dead.Store(true)
 	_ = link.close()
 	a.wantBackends("web", "node-a/10.88.0.2 active")
 	if got := s.get(s.raw(), "/tclb/v1/nodes/node-b"); got != "" {

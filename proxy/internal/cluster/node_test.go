@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +53,7 @@ type node struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
+	dead    atomic.Bool // etcd is out of its reach
 	mu      sync.Mutex
 	changed chan struct{}
 }

@@ -9,10 +9,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -146,11 +149,22 @@ func (s *server) put(c *clientv3.Client, key, value string) {
 	}
 }
 
+// mortal connects as long as the node is not dead.
+func mortal(dead *atomic.Bool, etcd config.Etcd) func(context.Context) (kv, error) {
+	return func(ctx context.Context) (kv, error) {
+		if dead.Load() {
+			return nil, errDown
+		}
+		return dialEtcd(ctx, etcd)
+	}
+}
+
 // node returns a node that uses the server.
 func (s *server) node(name string, i int) *node {
 	n := newNode(s.t, name, i, nil)
 	n.etcd.Endpoints = []string{s.client}
 	n.etcd.LeaseTTL = 2 * time.Second
+	n.dial = func(ctx context.Context) (kv, error) { return mortal(&n.dead, n.etcd)(ctx) }
 	return n
 }
 

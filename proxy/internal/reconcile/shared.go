@@ -26,9 +26,14 @@ type Shared interface {
 // alone is a node that shares nothing.
 type alone struct{}
 
+// Follow says that there is nobody to follow.
 func (alone) Follow(_, _, _ string, _ bool) (*sched.Base, bool) { return nil, false }
-func (alone) Lead(_, _, _ string, _ []byte)                     {}
-func (alone) Drop(string)                                       {}
+
+// Lead tells nobody.
+func (alone) Lead(_, _, _ string, _ []byte) {}
+
+// Drop tells nobody.
+func (alone) Drop(string) {}
 
 // Refresh plans services again, since what they share with other nodes changed.
 func (r *Reconciler) Refresh(services []string) {
