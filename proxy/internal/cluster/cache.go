@@ -71,20 +71,24 @@ func (s *Source) loadCache() {
 func (s *Source) saveUntil(ctx context.Context) {
 	ticker := time.NewTicker(saveEvery)
 	defer ticker.Stop()
-	var saved []byte
+	saved := int64(-1)
 	for {
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
 		}
-		data, err := json.Marshal(s.toCache())
-		if err == nil && string(data) != string(saved) {
-			err = writeFile(filepath.Join(s.StateDir, cacheFile), data)
-		}
-		if err != nil {
-			s.Log.Error("a restart without etcd will know nothing of the cluster", "err", err)
-		} else {
-			saved = data
+		s.mu.Lock()
+		shows := s.showCount
+		s.mu.Unlock()
+		if shows != saved {
+			data, err := json.Marshal(s.toCache())
+			if err == nil {
+				err = writeFile(filepath.Join(s.StateDir, cacheFile), data)
+			}
+			if err != nil {
+				s.Log.Error("a restart without etcd will know nothing of the cluster", "err", err)
+			}
+			saved = shows
 		}
 		if ctx.Err() != nil {
 			return
@@ -98,7 +102,7 @@ func (s *Source) toCache() cache {
 	defer s.mu.Unlock()
 	c := cache{Keys: make(map[string]string, len(s.mirror.raw))}
 	for key, it := range s.mirror.raw {
-		if !s.ownKey(key) && !strings.HasPrefix(key, tablesDir) {
+		if !s.mirror.own(key) && !strings.HasPrefix(key, tablesDir) {
 			c.Keys[key] = string(it.value)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ const dialTimeout = 5 * time.Second
 func dialEtcd(ctx context.Context, c config.Etcd) (kv, error) {
 	o := clientv3.Config{
 		Context:              ctx,
-		Endpoints:            c.Endpoints,
+		Endpoints:            urls(c),
 		DialTimeout:          dialTimeout,
 		DialKeepAliveTime:    5 * time.Second,
 		DialKeepAliveTimeout: 3 * time.Second,
@@ -55,13 +56,25 @@ func dialEtcd(ctx context.Context, c config.Etcd) (kv, error) {
 	return &etcd{client: client, prefix: c.Prefix + layout}, nil
 }
 
+// urls returns the servers as URLs. HOST:PORT alone is asked by https if there is anything to check or to
+// show a certificate with.
+func urls(c config.Etcd) []string {
+	scheme := "http://"
+	if c.TLS.CA != "" || c.TLS.Cert != "" {
+		scheme = "https://"
+	}
+	out := slices.Clone(c.Endpoints)
+	for i, e := range out {
+		if !strings.Contains(e, "://") {
+			out[i] = scheme + e
+		}
+	}
+	return out
+}
+
 // tlsConfig returns nil where no server is asked by https.
 func tlsConfig(c config.Etcd) (*tls.Config, error) {
-	secure := false
-	for _, e := range c.Endpoints {
-		secure = secure || strings.HasPrefix(e, "https://")
-	}
-	if !secure {
+	if !slices.ContainsFunc(urls(c), func(u string) bool { return strings.HasPrefix(u, "https://") }) {
 		return nil, nil //nolint:nilnil // no TLS is no error
 	}
 	out := &tls.Config{MinVersion: tls.VersionTLS12}

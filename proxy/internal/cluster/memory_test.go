@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,8 +29,8 @@ func newMemory() *memory {
 
 var errDown = errors.New("down")
 
-// dial is what Options.dial wants.
-func (m *memory) dial(context.Context) (kv, error) { return &memoryLink{m}, nil }
+// link is a client's connection, which fails once dead is set.
+func (m *memory) link(dead *atomic.Bool) *memoryLink { return &memoryLink{m, dead} }
 
 // tell wakes watches. m.mu is held.
 func (m *memory) tell() {
@@ -129,14 +130,20 @@ func (m *memory) ttl(lease int64) time.Duration {
 }
 
 // memoryLink is one client's connection.
-type memoryLink struct{ m *memory }
+type memoryLink struct {
+	m    *memory
+	dead *atomic.Bool
+}
+
+// away says whether there is no way to the store. m.mu is held.
+func (l *memoryLink) away() bool { return l.m.down || l.dead.Load() }
 
 func (l *memoryLink) close() error { return nil }
 
 func (l *memoryLink) load(context.Context) (map[string]item, int64, error) {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
-	if l.m.down {
+	if l.away() {
 		return nil, 0, errDown
 	}
 	out := make(map[string]item, len(l.m.items))
@@ -149,7 +156,7 @@ func (l *memoryLink) load(context.Context) (map[string]item, int64, error) {
 func (l *memoryLink) watch(ctx context.Context, from int64, changed func(batch)) error {
 	for {
 		l.m.mu.Lock()
-		next, down, compacted := l.m.changed, l.m.down, from <= l.m.oldest
+		next, down, compacted := l.m.changed, l.away(), from <= l.m.oldest
 		var todo []batch
 		for _, b := range l.m.history {
 			if b.revision >= from {
@@ -178,7 +185,7 @@ func (l *memoryLink) watch(ctx context.Context, from int64, changed func(batch))
 func (l *memoryLink) poke(context.Context) error {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
-	if l.m.down {
+	if l.away() {
 		return errDown
 	}
 	return nil
@@ -187,7 +194,7 @@ func (l *memoryLink) poke(context.Context) error {
 func (l *memoryLink) commit(_ context.Context, conds []cond, ops []op) (bool, int64, error) {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
-	if l.m.down {
+	if l.away() {
 		return false, 0, errDown
 	}
 	l.m.commits++
@@ -211,7 +218,7 @@ func (l *memoryLink) commit(_ context.Context, conds []cond, ops []op) (bool, in
 func (l *memoryLink) grant(_ context.Context, ttl time.Duration) (int64, error) {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
-	if l.m.down {
+	if l.away() {
 		return 0, errDown
 	}
 	l.m.lastID++
@@ -222,6 +229,9 @@ func (l *memoryLink) grant(_ context.Context, ttl time.Duration) (int64, error) 
 func (l *memoryLink) keep(_ context.Context, lease int64) error {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
+	if l.away() {
+		return errDown
+	}
 	if _, ok := l.m.leases[lease]; !ok {
 		return errNoLease
 	}
@@ -231,6 +241,9 @@ func (l *memoryLink) keep(_ context.Context, lease int64) error {
 func (l *memoryLink) revoke(_ context.Context, lease int64) error {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
+	if l.away() {
+		return errDown
+	}
 	l.m.end(lease)
 	return nil
 }

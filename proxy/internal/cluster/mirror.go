@@ -16,6 +16,7 @@ type mirror struct {
 	self     string // this node: its own keys are kept as they are, the others' are decoded
 	revision int64
 	raw      map[string]item // everything, as it is there
+	mine     map[string]item // of raw: what this node says
 
 	nodes     map[string]*peer // the others
 	services  map[string]config.File
@@ -51,7 +52,7 @@ type kept struct {
 
 func newMirror(self string) *mirror {
 	return &mirror{
-		self: self, raw: make(map[string]item), nodes: make(map[string]*peer), services: make(map[string]config.File),
+		self: self, raw: make(map[string]item), mine: make(map[string]item), nodes: make(map[string]*peer), services: make(map[string]config.File),
 		vips: make(map[string]string), overrides: make(map[string]state.Override), tables: make(map[string]*sharedTable),
 		foreign: make(map[string]string), tablesChanged: make(map[string]bool),
 	}
@@ -121,6 +122,9 @@ func (m *mirror) node(name string) *peer {
 func (m *mirror) put(key string, it item) {
 	old, known := m.raw[key]
 	m.raw[key] = it
+	if m.own(key) {
+		m.mine[key] = it
+	}
 	if known && slices.Equal(old.value, it.value) {
 		if t := m.tables[key]; t != nil {
 			t.revision = it.revision
@@ -132,6 +136,19 @@ func (m *mirror) put(key string, it item) {
 		return
 	}
 	delete(m.foreign, key)
+}
+
+// own says whether a key is one that this node writes.
+func (m *mirror) own(key string) bool {
+	dir, rest, _ := strings.Cut(key, "/")
+	switch dir + "/" {
+	case nodesDir:
+		return rest == m.self
+	case membersDir, healthDir:
+		node, id, _ := strings.Cut(rest, "/")
+		return node == m.self && id != "" && !strings.Contains(id, "/")
+	}
+	return false
 }
 
 // decode sorts a key into its place.
@@ -200,6 +217,7 @@ func (m *mirror) decodeOfNode(dir, rest string, it item) error {
 // drop takes a key that is gone out.
 func (m *mirror) drop(key string) {
 	delete(m.raw, key)
+	delete(m.mine, key)
 	delete(m.foreign, key)
 	m.forget(key)
 }

@@ -58,12 +58,24 @@ type node struct {
 	changed chan struct{}
 }
 
-func newNode(t testing.TB, name string, i int, dial func(context.Context) (kv, error)) *node {
-	return &node{
+// newNode returns a node that uses a store in memory, or what its dial says.
+func newNode(t testing.TB, name string, i int, m *memory) *node {
+	n := &node{
 		changed: make(chan struct{}),
-		t:       t, name: name, dir: t.TempDir(), address: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), log: new(logText), dial: dial,
+		t:       t, name: name, dir: t.TempDir(), address: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), log: new(logText),
 		etcd: config.Etcd{Prefix: "/tclb", LeaseTTL: 10 * time.Second, RestartGrace: 5 * time.Minute},
 	}
+	if m != nil {
+		n.dial = func(context.Context) (kv, error) { return m.link(&n.dead), nil }
+	}
+	return n
+}
+
+// die ends the node without a word to the store.
+func (n *node) die() {
+	n.dead.Store(true)
+	n.stop()
+	n.dead.Store(false)
 }
 
 // start runs the node with those services of files and containers until stop or the test's end.

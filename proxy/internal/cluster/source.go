@@ -63,21 +63,22 @@ type Source struct {
 	tables   chan struct{} // for others: tables changed
 	started  time.Time
 
-	mu       sync.Mutex // guards all below
-	mirror   *mirror
-	loaded   bool          // etcd was read in this session
-	shown    bool          // the store has a view
-	shownAt  int64         // the revision that the store has seen in full
-	shows    chan struct{} // closed with the next view
-	defs     []state.Definition
-	said     map[string]string // problems that are in the log, by what they concern
-	sent     map[string]sentOverride
-	lease    int64
-	written  int64 // revision of the last write
-	life     time.Time
-	link     kv // of the session; nil without
-	status   Status
-	lastSeen []KnownNode
+	mu        sync.Mutex // guards all below
+	mirror    *mirror
+	loaded    bool          // etcd was read in this session
+	shown     bool          // the store has a view
+	showCount int64         // views so far
+	shownAt   int64         // the revision that the store has seen in full
+	shows     chan struct{} // closed with the next view
+	defs      []state.Definition
+	said      map[string]string // problems that are in the log, by what they concern
+	sent      map[string]sentOverride
+	lease     int64
+	written   int64 // revision of the last write
+	life      time.Time
+	link      kv // of the session; nil without
+	status    Status
+	lastSeen  []KnownNode
 
 	led       map[string]*ledTable // by key
 	offered   map[string]bool      // of led: perhaps not in etcd yet
@@ -205,6 +206,7 @@ func (s *Source) tellShown(revision int64, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shownAt = revision
+	s.showCount++
 	close(s.shows)
 	s.shows = make(chan struct{})
 	known := s.mirror.known(now)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,8 +18,8 @@ import (
 func trio(t *testing.T) (*memory, *node, *node) {
 	t.Helper()
 	m := newMemory()
-	a := newNode(t, "node-a", 1, m.dial).start([]state.Definition{web("web", "10.96.0.1")}, container("a", "10.88.0.2", "web"))
-	b := newNode(t, "node-b", 2, m.dial).start(nil, container("b", "10.89.0.2", "web", "lone"))
+	a := newNode(t, "node-a", 1, m).start([]state.Definition{web("web", "10.96.0.1")}, container("a", "10.88.0.2", "web"))
+	b := newNode(t, "node-b", 2, m).start(nil, container("b", "10.89.0.2", "web", "lone"))
 	a.wantBackends("web", "node-a/10.88.0.2 active", "node-b/10.89.0.2 active")
 	return m, a, b
 }
@@ -53,10 +54,7 @@ func TestNodeWhoseLeaseEndsIsOutButForTheLast(t *testing.T) {
 	a.store.SetServices([]state.Definition{web("web", "10.96.0.1"), web("lone", "10.96.0.2")})
 	a.wantBackends("lone", "node-b/10.89.0.2 active")
 	it, _ := m.get(nodesDir + "node-b")
-	m.setDown(true)
-	b.cancel() // it dies without a word
-	<-b.done
-	m.setDown(false)
+	b.die()
 	m.expire(it.lease)
 	a.wantBackends("web", "node-a/10.88.0.2 active")
 	a.wantBackends("lone", "node-b/10.89.0.2 active lost")
@@ -88,9 +86,9 @@ func TestStoppedNodeStaysForRestartGrace(t *testing.T) {
 	gone := make(chan string, 100)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	_, revision, _ := (&memoryLink{m}).load(ctx)
+	_, revision, _ := m.link(new(atomic.Bool)).load(ctx)
 	go func() {
-		_ = (&memoryLink{m}).watch(ctx, revision+1, func(batch batch) {
+		_ = m.link(new(atomic.Bool)).watch(ctx, revision+1, func(batch batch) {
 			for _, c := range batch.changes {
 				if c.value == nil {
 					gone <- c.key
@@ -287,7 +285,7 @@ func TestSpoiledKeysAreRepaired(t *testing.T) {
 
 func TestTwoNodesOfOneName(t *testing.T) {
 	m, a, _ := trio(t)
-	twin := newNode(t, "node-b", 9, m.dial).start(nil, container("twin", "10.90.0.2", "web"))
+	twin := newNode(t, "node-b", 9, m).start(nil, container("twin", "10.90.0.2", "web"))
 	eventually(t, "said", func() bool { return len(twin.source.Status().Problems) == 1 })
 	if p := twin.source.Status().Problems[0]; !strings.Contains(p, "node-b") || !strings.Contains(p, "192.0.2.2") {
 		t.Error(p)
@@ -297,7 +295,7 @@ func TestTwoNodesOfOneName(t *testing.T) {
 
 func TestTwoNodesOfOneAddress(t *testing.T) {
 	m, a, _ := trio(t)
-	newNode(t, "node-c", 2, m.dial).start(nil)
+	newNode(t, "node-c", 2, m).start(nil)
 	eventually(t, "said", func() bool { return len(a.source.Status().Problems) == 1 })
 	if p := a.source.Status().Problems[0]; !strings.Contains(p, "node-b and node-c have the same address 192.0.2.2") {
 		t.Error(p)

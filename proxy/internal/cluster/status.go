@@ -98,7 +98,7 @@ func (s *Source) explain(ctx context.Context, err error) string {
 		return fmt.Sprintf("user %s may not read and write below %s: grant it a role for that prefix", s.Etcd.User, s.Etcd.Prefix)
 	}
 	var reasons []string
-	for _, endpoint := range s.Etcd.Endpoints {
+	for _, endpoint := range urls(s.Etcd) {
 		if why := s.ask(ctx, endpoint); why != nil {
 			reasons = append(reasons, fmt.Sprintf("%s: %s", endpoint, oneLine(why.Error())))
 		}
@@ -114,9 +114,6 @@ func (s *Source) explain(ctx context.Context, err error) string {
 
 // ask connects to a server, and returns why that is not possible.
 func (s *Source) ask(ctx context.Context, endpoint string) error {
-	if !strings.Contains(endpoint, "://") {
-		endpoint = "http://" + endpoint
-	}
 	u, err := url.Parse(endpoint)
 	if err != nil {
 		return err

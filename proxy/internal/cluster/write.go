@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -191,24 +190,14 @@ func (s *Source) own() map[string][]byte {
 	return out
 }
 
-// ownKey says whether a key is this node's own.
-func (s *Source) ownKey(key string) bool {
-	dir, rest, _ := strings.Cut(key, "/")
-	parts, ok := split(rest, 2)
-	return key == nodesDir+s.self || ok && parts[0] == s.self && (dir+"/" == membersDir || dir+"/" == healthDir)
-}
-
 // ownOps returns what makes etcd's keys of this node equal to want, its record last: others count what
 // it has from then on. old are leases of an earlier proxy that nothing hangs on any more.
 func (s *Source) ownOps(want map[string][]byte, lease int64) (ops []op, old []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	leases := make(map[int64]bool)
-	for _, key := range slices.Backward(slices.Sorted(maps.Keys(s.mirror.raw))) {
-		if !s.ownKey(key) {
-			continue
-		}
-		if it := s.mirror.raw[key]; s.mirror.foreign[key] == "" && it.lease != 0 && it.lease != lease {
+	for _, key := range slices.Backward(slices.Sorted(maps.Keys(s.mirror.mine))) {
+		if it := s.mirror.mine[key]; s.mirror.foreign[key] == "" && it.lease != 0 && it.lease != lease {
 			leases[it.lease] = true
 		}
 		if want[key] == nil && s.mirror.foreign[key] == "" {
@@ -217,7 +206,7 @@ func (s *Source) ownOps(want map[string][]byte, lease int64) (ops []op, old []in
 	}
 	var record []op
 	for _, key := range slices.Sorted(maps.Keys(want)) {
-		it, there := s.mirror.raw[key]
+		it, there := s.mirror.mine[key]
 		if there && it.lease == lease && bytes.Equal(it.value, want[key]) {
 			continue
 		}
