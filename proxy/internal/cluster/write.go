@@ -22,6 +22,9 @@ type write struct {
 	table string // the table's key, if it is one
 }
 
+// lagLimit is how long the mirror may lag behind what was written: longer is no slow etcd any more.
+const lagLimit = 20 * time.Second
+
 // parallelTables is how many tables are written at a time.
 const parallelTables = 16
 
@@ -40,8 +43,8 @@ func (s *Source) writeUntil(ctx context.Context, link kv) error {
 		switch {
 		case behind && waiting.IsZero():
 			waiting = s.now()
-			again.Reset(callTimeout)
-		case behind && s.now().Sub(waiting) > callTimeout:
+			again.Reset(lagLimit)
+		case behind && s.now().Sub(waiting) >= lagLimit:
 			return fmt.Errorf("the watch does not show what was written: %w", errCompacted)
 		case !behind:
 			waiting = time.Time{}
