@@ -154,6 +154,22 @@ func TestBackendThatAFollowerDoesNotSeeKeepsItsSlots(t *testing.T) {
 	}
 }
 
+// Who is not seen is not gone: nobody takes over that seat.
+func TestNewBackendTakesNoSeatOfOneThatIsNotSeen(t *testing.T) {
+	_, nodes := sharing(t, "a", "b")
+	a, b := nodes[0], nodes[1]
+	a.define(with("1", "2", "3"))
+	b.define(with("1", "2", "3"))
+	b.define(with("1", "3", "4"))
+	early := b.table("10.96.0.1")
+	a.define(with("1", "2", "3", "4"))
+	for i, late := range a.table("10.96.0.1") {
+		if late != "198.51.100.2" && early[i] != late {
+			t.Fatalf("slot %d is %s's where 2 is not seen, and %s's where it is", i, early[i], late)
+		}
+	}
+}
+
 // Affinity remembers seats: in another table they mean something else.
 func TestTableOfAnotherHistoryEndsAffinities(t *testing.T) {
 	shared, nodes := sharing(t, "a", "b")
