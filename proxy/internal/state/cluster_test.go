@@ -204,6 +204,21 @@ func TestEndOfAnOverrideIsToldByWhoAnswersForIt(t *testing.T) {
 	}
 }
 
+func TestOverrideOutlivesTheLossOfItsNode(t *testing.T) {
+	web := service("web", "10.96.0.1")
+	web.Spec.Backends = []lb.Backend{{Address: addr("192.0.2.1"), Weight: 100}, {Address: addr("10.89.0.9"), Node: "node-b", Weight: 100}}
+	s := sharedStore(t, []Definition{web})
+	s.SetCluster(&Cluster{Peers: peers("node-b", Peer{})})
+	if err := s.SetDrain("web", "10.89.0.9", true); err != nil {
+		t.Fatal(err)
+	}
+	told := s.Unsent()
+	s.SetCluster(&Cluster{Peers: peers("node-b", Peer{Lost: true}), Overrides: told, Sent: told})
+	wantBackends(t, s, "web", "192.0.2.1 weight=100 active ifindex=0")
+	s.SetCluster(&Cluster{Peers: peers("node-b", Peer{}), Overrides: told})
+	wantBackends(t, s, "web", "node-b/10.89.0.9 weight=100 draining ifindex=0", "192.0.2.1 weight=100 active ifindex=0")
+}
+
 func TestOverridesFromBeforeTheClusterAreTold(t *testing.T) {
 	dir := t.TempDir()
 	web := service("web", "10.96.0.1")

@@ -151,14 +151,14 @@ func (o *overrides) end(k overrideKey, shared bool) {
 	o.by[k] = v
 }
 
-// dropEnded forgets overrides of backends that are gone. s.mu is held.
+// dropEnded forgets overrides of backends that are gone. Those of a lost node may return. s.mu is held.
 func (s *Store) dropEnded(next *Snapshot) {
 	if len(s.overrides.by) == 0 {
 		return
 	}
 	dropped := false
 	for k, v := range s.overrides.by {
-		if !v.Ended() && s.answers(v) && !next.holds(v) {
+		if _, out := s.out[k]; !out && !v.Ended() && s.answers(v) && !next.holds(v) {
 			s.overrides.end(k, s.shared)
 			dropped = true
 			s.log.Info("drain or weight set by command ended with its backend", "service", k.service, "backend", k.address)
