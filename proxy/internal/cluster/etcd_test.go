@@ -32,6 +32,7 @@ func both(nodes ...*node) {
 }
 
 func TestEtcdCarriesMembersAndServices(t *testing.T) {
+	t.Parallel()
 	s, a, b := pair(t)
 	if err := a.source.Put(t.Context(), []NewService{text("api", "10.96.0.5")}, fromPool("10.96.0.0/16")); err != nil {
 		t.Fatal(err)
@@ -57,6 +58,7 @@ func TestEtcdCarriesMembersAndServices(t *testing.T) {
 }
 
 func TestEtcdEndsTheLeaseOfADeadNode(t *testing.T) {
+	t.Parallel()
 	s, a, b := pair(t)
 	// A node that dies says nothing: its requests just end.
 	b.source.mu.Lock()
@@ -72,6 +74,7 @@ func TestEtcdEndsTheLeaseOfADeadNode(t *testing.T) {
 }
 
 func TestEtcdKilledAndBack(t *testing.T) {
+	t.Parallel()
 	s, a, b := pair(t)
 	s.kill()
 	eventually(t, "noticed", func() bool { return !a.source.Status().Connected && !b.source.Status().Connected })
@@ -86,6 +89,7 @@ func TestEtcdKilledAndBack(t *testing.T) {
 }
 
 func TestEtcdPausedForLongerThanALease(t *testing.T) {
+	t.Parallel()
 	s, a, b := pair(t)
 	s.signal(unix.SIGSTOP)
 	defer func() { _ = s.cmd.Process.Signal(unix.SIGCONT) }() // or it could not be ended
@@ -100,6 +104,7 @@ func TestEtcdPausedForLongerThanALease(t *testing.T) {
 }
 
 func TestEtcdCompactedWhileAway(t *testing.T) {
+	t.Parallel()
 	s, a, b := pair(t)
 	c := s.raw()
 	a.stop()
@@ -128,6 +133,7 @@ func TestEtcdCompactedWhileAway(t *testing.T) {
 }
 
 func TestConcurrentPutsNeverShareAVIP(t *testing.T) {
+	t.Parallel()
 	_, a, b := pair(t)
 	var wg sync.WaitGroup
 	const each = 8
@@ -171,6 +177,7 @@ func TestConcurrentPutsNeverShareAVIP(t *testing.T) {
 }
 
 func TestForeignDataInARealEtcd(t *testing.T) {
+	t.Parallel()
 	s, a, _ := pair(t)
 	c := s.raw()
 	s.put(c, "/tclb/v1/nodes/stranger", "\x00\xff")
@@ -189,6 +196,7 @@ func TestForeignDataInARealEtcd(t *testing.T) {
 }
 
 func TestUnreachableEtcdDelaysNothingForLong(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, "node-a", 1, nil)
 	n.etcd.Endpoints = []string{"http://" + freePort(t)}
 	begun := time.Now()

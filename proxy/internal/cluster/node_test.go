@@ -2,9 +2,11 @@ package cluster
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -208,4 +210,13 @@ func text(name, vip string) NewService {
 		n.Text = append(n.Text, "  vips: [\""+vip+"\"]\n"...)
 	}
 	return n
+}
+
+// TestMain lets more tests run at once than there are cores: they wait more than they compute.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set("8")
+	}
+	os.Exit(m.Run())
 }

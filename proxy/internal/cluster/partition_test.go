@@ -103,6 +103,7 @@ func (w *wire) mend() {
 }
 
 func TestNodeCutOffFromEtcd(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	w := newWire(t, strings.TrimPrefix(s.client, "http://"))
 	defs := []state.Definition{web("web", "10.96.0.1")}

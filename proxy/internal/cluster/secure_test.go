@@ -81,6 +81,7 @@ func (a *authority) write(name, kind string, der []byte) {
 func (a *authority) path(name string) string { return filepath.Join(a.dir, name) }
 
 func TestEtcdWithCertificates(t *testing.T) {
+	t.Parallel()
 	needServer(t)
 	ca, other := newAuthority(t, "ca"), newAuthority(t, "other")
 	for _, name := range []string{"server", "client"} {
@@ -110,6 +111,7 @@ func TestEtcdWithCertificates(t *testing.T) {
 		"a file that is gone":           {config.TLS{CA: "/none"}, "etcd.tls.ca"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			bad := s.node("node-x", 9)
 			bad.t, bad.etcd.TLS = t, c.tls
 			bad.start(nil)
@@ -124,6 +126,7 @@ func TestEtcdWithCertificates(t *testing.T) {
 }
 
 func TestEtcdWithPassword(t *testing.T) {
+	t.Parallel()
 	s := newServer(t)
 	root := s.raw()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

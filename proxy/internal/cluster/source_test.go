@@ -25,6 +25,7 @@ func trio(t *testing.T) (*memory, *node, *node) {
 }
 
 func TestNodesSeeEachOther(t *testing.T) {
+	t.Parallel()
 	_, a, b := trio(t)
 	eventually(t, "nodes", func() bool { return len(a.source.Nodes()) == 1 && len(b.source.Nodes()) == 1 })
 	n := a.source.Nodes()[0]
@@ -39,6 +40,7 @@ func TestNodesSeeEachOther(t *testing.T) {
 }
 
 func TestHealthIsTold(t *testing.T) {
+	t.Parallel()
 	_, a, b := trio(t)
 	b.store.SetServices([]state.Definition{web("web", "10.96.0.1")})
 	b.store.SetUnhealthy(map[state.HealthRef]struct{}{
@@ -50,6 +52,7 @@ func TestHealthIsTold(t *testing.T) {
 }
 
 func TestNodeWhoseLeaseEndsIsOutButForTheLast(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	a.store.SetServices([]state.Definition{web("web", "10.96.0.1"), web("lone", "10.96.0.2")})
 	a.wantBackends("lone", "node-b/10.89.0.2 active")
@@ -68,6 +71,7 @@ func TestNodeWhoseLeaseEndsIsOutButForTheLast(t *testing.T) {
 }
 
 func TestStoppedNodeStaysForRestartGrace(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	first, _ := m.get(nodesDir + "node-b")
 	b.stop()
@@ -113,6 +117,7 @@ func TestStoppedNodeStaysForRestartGrace(t *testing.T) {
 }
 
 func TestWithoutRestartGraceAStoppedNodeIsOutAtOnce(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	b.stop()
 	b.etcd.RestartGrace = 0
@@ -129,6 +134,7 @@ func TestWithoutRestartGraceAStoppedNodeIsOutAtOnce(t *testing.T) {
 }
 
 func TestAwayStoreChangesNothingAndIsToldLater(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	m.setDown(true)
 	eventually(t, "noticed", func() bool { return !a.source.Status().Connected && !b.source.Status().Connected })
@@ -155,6 +161,7 @@ func TestAwayStoreChangesNothingAndIsToldLater(t *testing.T) {
 
 // A loss of etcd's data, or of changes, takes nothing away for a moment.
 func TestMissedChangesAreReadAgain(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	m.setDown(true)
 	eventually(t, "noticed", func() bool { return !a.source.Status().Connected && !b.source.Status().Connected })
@@ -191,6 +198,7 @@ func TestMissedChangesAreReadAgain(t *testing.T) {
 }
 
 func TestServicesOfEtcdAreOnAllNodes(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	if err := a.source.Put(t.Context(), []NewService{text("api", ""), text("db", "10.96.7.7")}, fromPool("10.96.0.0/16", "api")); err != nil {
 		t.Fatal(err)
@@ -237,6 +245,7 @@ func TestServicesOfEtcdAreOnAllNodes(t *testing.T) {
 }
 
 func TestForeignKeysAreNamedAndLeftAlone(t *testing.T) {
+	t.Parallel()
 	m, a, _ := trio(t)
 	foreign := map[string]string{
 		"nodes/node-x":                    "not JSON",
@@ -271,6 +280,7 @@ func TestForeignKeysAreNamedAndLeftAlone(t *testing.T) {
 
 // A key that somebody spoils does not take away what it said, and is put right by who owns it.
 func TestSpoiledKeysAreRepaired(t *testing.T) {
+	t.Parallel()
 	m, a, _ := trio(t)
 	good, _ := m.get(nodesDir + "node-b")
 	m.put(nodesDir+"node-b", "spoiled")
@@ -284,6 +294,7 @@ func TestSpoiledKeysAreRepaired(t *testing.T) {
 }
 
 func TestTwoNodesOfOneName(t *testing.T) {
+	t.Parallel()
 	m, a, _ := trio(t)
 	twin := newNode(t, "node-b", 9, m).start(nil, container("twin", "10.90.0.2", "web"))
 	eventually(t, "said", func() bool { return len(twin.source.Status().Problems) == 1 })
@@ -294,6 +305,7 @@ func TestTwoNodesOfOneName(t *testing.T) {
 }
 
 func TestTwoNodesOfOneAddress(t *testing.T) {
+	t.Parallel()
 	m, a, _ := trio(t)
 	newNode(t, "node-c", 2, m).start(nil)
 	eventually(t, "said", func() bool { return len(a.source.Status().Problems) == 1 })
@@ -303,6 +315,7 @@ func TestTwoNodesOfOneAddress(t *testing.T) {
 }
 
 func TestSteadyClusterWritesNothing(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	eventually(t, "all is told", func() bool { return len(a.source.Nodes()) == 1 && len(b.source.Nodes()) == 1 })
 	var before int
@@ -320,6 +333,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 }
 
 func TestLostLeaseIsTakenAnew(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	it, _ := m.get(nodesDir + "node-b")
 	m.expire(it.lease)

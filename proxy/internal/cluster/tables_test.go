@@ -54,6 +54,7 @@ func lead(t testing.TB, m *memory, n *node, data []byte) {
 }
 
 func TestOneNodeLeadsATableAndOthersFollow(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	base := new(sched.Base)
 	lead(t, m, a, stored(t, base, "x", "y"))
@@ -85,6 +86,7 @@ func TestOneNodeLeadsATableAndOthersFollow(t *testing.T) {
 }
 
 func TestTableOfALostNodeIsTakenOver(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	base := new(sched.Base)
 	lead(t, m, b, stored(t, base, "x", "y"))
@@ -102,6 +104,7 @@ func TestTableOfALostNodeIsTakenOver(t *testing.T) {
 }
 
 func TestLeaderGoesOnAfterARestart(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	base := new(sched.Base)
 	lead(t, m, a, stored(t, base, "x", "y"))
@@ -118,6 +121,7 @@ func TestLeaderGoesOnAfterARestart(t *testing.T) {
 }
 
 func TestTablesOfDifferentFilesAreDifferent(t *testing.T) {
+	t.Parallel()
 	m, a, b := trio(t)
 	a.source.Lead("web", "v4", "aaaa", stored(t, new(sched.Base), "x"))
 	b.source.Lead("web", "v4", "bbbb", stored(t, new(sched.Base), "y"))
@@ -134,6 +138,7 @@ func TestTablesOfDifferentFilesAreDifferent(t *testing.T) {
 }
 
 func TestTablesAreWrittenByOneOfMany(t *testing.T) {
+	t.Parallel()
 	m := newMemory()
 	var nodes []*node
 	for i := range 5 {
@@ -168,6 +173,7 @@ func TestTablesAreWrittenByOneOfMany(t *testing.T) {
 }
 
 func TestTableValueIsBoundedAndChecked(t *testing.T) {
+	t.Parallel()
 	data := stored(t, new(sched.Base), "x", "y", "z")
 	value, err := encodeTable("node-a", data)
 	if err != nil {
