@@ -20,7 +20,7 @@ const (
 const (
 	callTimeout = 5 * time.Second  // of one request
 	loadTimeout = 30 * time.Second // of reading everything
-	leaveWithin = 3 * time.Second  // of what is done at the end
+	leaveWithin = 2 * time.Second  // of what is done at the end
 )
 
 // connectUntil has one session after the other until ctx ends.
@@ -48,6 +48,9 @@ func (s *Source) connectUntil(ctx context.Context) {
 
 // session connects, reads, and follows until something fails or ctx ends.
 func (s *Source) session(ctx context.Context) error {
+	if err := s.reach(ctx); err != nil {
+		return err
+	}
 	link, err := s.dial(context.WithoutCancel(ctx)) // what is done at the end needs it
 	if err != nil {
 		return err

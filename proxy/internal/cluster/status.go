@@ -97,19 +97,48 @@ func (s *Source) explain(ctx context.Context, err error) string {
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
 		return fmt.Sprintf("user %s may not read and write below %s: grant it a role for that prefix", s.Etcd.User, s.Etcd.Prefix)
 	}
-	var reasons []string
-	for _, endpoint := range urls(s.Etcd) {
-		if why := s.ask(ctx, endpoint); why != nil {
-			reasons = append(reasons, fmt.Sprintf("%s: %s", endpoint, oneLine(why.Error())))
-		}
+	if errors.Is(err, errUnreachable) {
+		return strings.TrimPrefix(oneLine(err.Error()), errUnreachable.Error()+": ")
 	}
-	if len(reasons) > 0 {
-		return strings.Join(reasons, "; ")
+	if why := s.reach(ctx); why != nil {
+		return s.explain(ctx, why)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return "no answer from " + strings.Join(s.Etcd.Endpoints, ", ") + ": etcd hangs, or has no majority"
 	}
 	return oneLine(err.Error())
+}
+
+// errUnreachable says that there is no way to any server; why, by server, follows.
+var errUnreachable = errors.New("no server can be reached")
+
+// reach returns nil if one of the servers can be connected to. The client would try for seconds, and not
+// say why it failed.
+func (s *Source) reach(ctx context.Context) error {
+	servers := urls(s.Etcd)
+	answers := make(chan error, len(servers))
+	for _, u := range servers {
+		go func() {
+			err := s.ask(ctx, u)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", u, err)
+			}
+			answers <- err
+		}()
+	}
+	var errs []string
+	for range servers {
+		err := <-answers
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err.Error())
+	}
+	if len(errs) == 0 {
+		return nil // nobody to ask
+	}
+	slices.Sort(errs)
+	return fmt.Errorf("%w: %s", errUnreachable, strings.Join(errs, "; "))
 }
 
 // ask connects to a server, and returns why that is not possible.
@@ -138,7 +167,7 @@ func (s *Source) ask(ctx context.Context, endpoint string) error {
 		return err
 	}
 	// A server that refuses the client's certificate says so only when something is read.
-	_ = secure.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	_ = secure.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	if _, err := secure.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, io.EOF) {
 		return err
 	}
