@@ -171,6 +171,7 @@ func (l *memoryLink) watch(ctx context.Context, from int64, changed func(batch))
 		case compacted:
 			return errCompacted
 		}
+		changed(batch{}) // a sign of life
 		for _, b := range todo {
 			changed(b)
 		}
@@ -188,6 +189,7 @@ func (l *memoryLink) poke(context.Context) error {
 	if l.away() {
 		return errDown
 	}
+	l.m.tell()
 	return nil
 }
 
