@@ -101,6 +101,14 @@ func decodeNode(name string, data []byte) (Node, error) {
 	if n.Name != name {
 		return n, fmt.Errorf("%w: it names node %q", errForeign, n.Name)
 	}
+	if err := config.CheckNodeName(name); err != nil {
+		return n, fmt.Errorf("node name %q %w", name, err)
+	}
+	if n.Address.IsValid() { // a node that just starts may not know it
+		if err := config.CheckBackend(n.Address); err != nil {
+			return n, fmt.Errorf("address %s %w", n.Address, err)
+		}
+	}
 	return n, nil
 }
 
@@ -111,6 +119,11 @@ func decodeMember(id string, data []byte) (registry.Endpoint, error) {
 	}
 	if m.ID != id || len(m.Addresses) == 0 {
 		return registry.Endpoint{}, fmt.Errorf("%w: no addresses, or another endpoint's", errForeign)
+	}
+	for _, a := range m.Addresses {
+		if err := config.CheckBackend(a); err != nil {
+			return registry.Endpoint{}, fmt.Errorf("address %s %w", a, err)
+		}
 	}
 	return m.endpoint(), nil
 }

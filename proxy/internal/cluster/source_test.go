@@ -249,6 +249,9 @@ func TestForeignKeysAreNamedAndLeftAlone(t *testing.T) {
 	m, a, _ := trio(t)
 	foreign := map[string]string{
 		"nodes/node-x":                    "not JSON",
+		"nodes/a\nb":                      `{"name":"a\nb"}`,
+		"nodes/node-y":                    `{"name":"node-y","address":"127.0.0.1"}`,
+		"members/node-b/lo":               `{"id":"lo","addresses":["10.0.0.1","::1"]}`,
 		"members/node-b/zzz":              `{"id":"other","addresses":["192.0.2.1"]}`,
 		"services/broken":                 "services:\n- name: broken\n  ports: [{port: 99999}]\n",
 		"services/novip":                  "services:\n- name: novip\n  ports: [{port: 80}]\n",
@@ -263,13 +266,16 @@ func TestForeignKeysAreNamedAndLeftAlone(t *testing.T) {
 	m.put("services/fine", "services:\n- {name: fine, vips: [10.96.4.4], ports: [{port: 80}]}\n")
 	eventually(t, "the good one counts", func() bool { return a.store.Snapshot().Service("fine") != nil })
 	eventually(t, "all are named", func() bool { return len(a.source.Status().Problems) == len(foreign) })
-	text := a.log.String()
+	if n := strings.Count(a.log.String(), " in etcd is ignored"); n != len(foreign) {
+		t.Errorf("%d lines about %d keys:\n%s", n, len(foreign), a.log)
+	}
+	problems := strings.Join(a.source.Status().Problems, "\n")
 	for key, value := range foreign {
-		if n := strings.Count(text, "/tclb/v1/"+key+" in etcd is ignored"); n != 1 {
-			t.Errorf("%d lines about %s:\n%s", n, key, text)
+		if !strings.Contains(problems, "key "+plain("/tclb/v1/"+key)+" in etcd is ignored: ") {
+			t.Errorf("nothing about %q:\n%s", key, problems)
 		}
 		if it, _ := m.get(key); string(it.value) != value {
-			t.Errorf("%s was changed", key)
+			t.Errorf("%q was changed", key)
 		}
 	}
 	for key := range foreign {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,7 +69,7 @@ func (s *Source) complain(now time.Time) {
 		}
 	}
 	for k, reason := range s.mirror.foreign {
-		s.note(key+k, fmt.Sprintf("key %s%s%s in etcd is ignored: %s", s.Etcd.Prefix, layout, k, oneLine(reason)))
+		s.note(key+k, fmt.Sprintf("key %s in etcd is ignored: %s", plain(s.Etcd.Prefix+layout+k), oneLine(reason)))
 	}
 	at := make(map[netip.Addr]string)
 	me := s.Self()
@@ -172,6 +173,14 @@ func (s *Source) ask(ctx context.Context, endpoint string) error {
 		return err
 	}
 	return nil
+}
+
+// plain returns a key as it is if it is harmless in a line of text, else quoted.
+func plain(key string) string {
+	if strings.ContainsFunc(key, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return strconv.Quote(key)
+	}
+	return key
 }
 
 // oneLine keeps a reason on its line.
