@@ -57,6 +57,9 @@ func (a *app) printStatus(st api.Status) error {
 		line("Unattached:", "%d (restart them)", n)
 	}
 	line("Nodes:", "%d", st.Counts.Nodes)
+	if e := st.Etcd; e != nil {
+		line("Etcd:", "%s", etcdState(e))
+	}
 	line("Conntrack:", "%d of %d", st.Conntrack.Entries, st.Conntrack.Capacity)
 	for _, r := range st.Conntrack.Rooms {
 		line("  "+r.Name+":", "%d of %d, %d evicted", r.Entries, r.Capacity, r.Evictions)
@@ -76,6 +79,18 @@ func (a *app) printStatus(st api.Status) error {
 		}
 	}
 	return nil
+}
+
+// etcdState returns "connected, 2 other nodes", or why it is not.
+func etcdState(e *api.Etcd) string {
+	if !e.Connected {
+		return "not connected: " + e.Error
+	}
+	text := fmt.Sprintf("connected, %d other nodes", e.Nodes)
+	if e.Lost > 0 {
+		text += fmt.Sprintf(", %d lost", e.Lost)
+	}
+	return text
 }
 
 // mapUse returns "frontends 3 of 65536, backends 9 of 262144".

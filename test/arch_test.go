@@ -62,6 +62,9 @@ func TestDependenciesPointOneWay(t *testing.T) {
 		{pkg: "pkg/registry", not: append(inModule("pkg/datapath", "pkg/attach", "proxy", "plugin"), kernel...)},
 		{pkg: "plugin", not: inModule("proxy")},
 		{pkg: "proxy/...", not: inModule("plugin")},
+		{pkg: "proxy/internal/cluster", not: append(inModule("pkg/datapath", "pkg/attach", "proxy/internal/reconcile"), kernel...)},
+		{pkg: "proxy/internal/reconcile", not: []string{"go.etcd.io", "go.uber.org"}},
+		{pkg: "proxy/internal/state", not: []string{"go.etcd.io", "go.uber.org"}},
 	}
 	packages := list(t, "./...")
 	for _, rule := range rules {

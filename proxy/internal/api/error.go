@@ -57,6 +57,7 @@ var statuses = []struct {
 	{errInvalid, http.StatusBadRequest},
 	{view.ErrForeign, http.StatusConflict},
 	{errUnavailable, http.StatusServiceUnavailable},
+	{view.ErrAway, http.StatusServiceUnavailable},
 }
 
 // describe turns an error into what goes over the wire.

@@ -47,6 +47,10 @@ func (s *Server) nodeStatus() (Status, error) {
 	}
 	out.Problems = append(problems(out, s.view.Endpoints()), nodeProblems(nodes)...)
 	out.Problems = append(out.Problems, s.pending()...)
+	if c := status.Cluster; c != nil {
+		out.Etcd = &Etcd{Endpoints: orEmpty(c.Endpoints), Connected: c.Connected, Since: c.Since, Error: oneLine(c.Error), Nodes: c.Nodes, Lost: c.Lost}
+		out.Problems = append(out.Problems, clusterProblems(c, s.view.Backends(""))...)
+	}
 	return out, nil
 }
 
@@ -158,6 +162,26 @@ func problems(st Status, endpoints []view.Endpoint) []string {
 	for _, e := range endpoints {
 		for _, note := range e.Notes {
 			add("endpoint %.12s %s: %s", e.ContainerID, e.Ifname, note)
+		}
+	}
+	return out
+}
+
+// clusterProblems returns the lines about etcd and the other nodes.
+func clusterProblems(c *view.Cluster, backends []view.Backend) []string {
+	var out []string
+	if !c.Connected {
+		out = append(out, fmt.Sprintf("etcd cannot be used since %s, what was known stays in force: %s", c.Since.UTC().Format(time.RFC3339), oneLine(c.Error)))
+	}
+	for _, p := range c.Problems {
+		out = append(out, oneLine(p))
+	}
+	said := make(map[string]bool)
+	for _, b := range backends {
+		line := fmt.Sprintf("service %s: backend %s stays as one of the last, though its node's lease has ended: start the node, or add backends", b.Service, nodeAddress(b.Node, b.Address))
+		if b.Lost && !said[line] {
+			said[line] = true
+			out = append(out, line)
 		}
 	}
 	return out

@@ -131,7 +131,18 @@ type Status struct {
 	Errors        []ReconcileError `json:"errors"`    // what could not be written into the maps
 	Unhealthy     []Unhealthy      `json:"unhealthy"` // backends that fail their health checks or are ejected
 	Unattached    []Unattached     `json:"unattached"`
+	Etcd          *Etcd            `json:"etcd"`     // null without etcd
 	Problems      []string         `json:"problems"` // whatever somebody should look at, a line each
+}
+
+// Etcd is how what nodes share through it stands.
+type Etcd struct {
+	Endpoints []string  `json:"endpoints"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"` // it is connected, or not
+	Error     string    `json:"error"` // why it is not connected
+	Nodes     int       `json:"nodes"` // other nodes that are there
+	Lost      int       `json:"lost"`  // and those whose lease has ended within a day
 }
 
 // MapStatus is how full a part of the datapath is.

@@ -60,6 +60,23 @@ func checkUnicast(a netip.Addr) error {
 	return nil
 }
 
+// CheckBackend says what is wrong with an address of a backend or node that is in no file: those of files
+// are checked by the same rule.
+func CheckBackend(a netip.Addr) error {
+	if !a.IsValid() || a.Zone() != "" {
+		return errors.New("is no plain address")
+	}
+	return checkUnicast(a.Unmap())
+}
+
+// CheckNodeName says what is wrong with a node's name that is in no file.
+func CheckNodeName(name string) error {
+	if len(name) > 253 || !hostName.MatchString(name) {
+		return errors.New("is no host name: use letters, digits, - and . inside, at most 253 characters")
+	}
+	return nil
+}
+
 // prefix accepts an address prefix without host bits.
 func prefix(s scalar) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s.text)

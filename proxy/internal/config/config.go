@@ -65,6 +65,7 @@ type Config struct {
 
 	file string                    // where it was read from
 	at   map[netip.Prefix]position // where the prefixes of VIPPool stand
+	etcd map[string]spot           // where etcd's files are named, by key
 }
 
 // Node says who this node is.

@@ -27,6 +27,12 @@ func Load(path string, explicit bool) (*Config, []Finding, error) {
 		return nil, nil, fmt.Errorf("read configuration: %w", err)
 	}
 	c, findings := Parse(path, data)
+	if c != nil {
+		findings = c.checkEtcd()
+	}
+	if len(findings) > 0 {
+		c = nil
+	}
 	return c, findings, nil
 }
 

@@ -19,7 +19,6 @@ func (c *Config) Pending() []string {
 	add(c.Datapath.SocketLB, "datapath.socketLB")
 	add(len(c.Uplinks) > 0, "uplinks: balancing for clients from outside")
 	add(len(c.Nodes) > 0, "nodes: reaching backends on other nodes")
-	add(len(c.Etcd.Endpoints) > 0, "etcd: sharing services between nodes")
 	return out
 }
 

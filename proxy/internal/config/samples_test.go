@@ -45,7 +45,7 @@ func TestSampleSettingsAreTheDefaults(t *testing.T) {
 	if len(got.Uplinks)+len(got.Etcd.Endpoints) > 0 {
 		t.Error("the sample names uplinks or etcd endpoints")
 	}
-	want.file, want.at = got.file, got.at
+	want.file, want.at, want.etcd = got.file, got.at, got.etcd
 	if diff := diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -240,12 +240,7 @@ var label = matching(func(s string) error {
 })
 
 // nodeName accepts a host name. It has no slash: commands name backends node/address.
-var nodeName = matching(func(s string) error {
-	if len(s) > 253 || !hostName.MatchString(s) {
-		return errors.New("is no host name: use letters, digits, - and . inside, at most 253 characters")
-	}
-	return nil
-})
+var nodeName = matching(CheckNodeName)
 
 // absolute accepts an absolute path: the proxy's working directory means nothing to the user.
 var absolute = matching(func(s string) error {

@@ -38,7 +38,8 @@ func (c *Config) read(m *mapping) {
 	}
 	m.fields("tunnel", c.Tunnel.read)
 	c.readNodes(m)
-	m.fields("etcd", c.Etcd.read)
+	c.etcd = make(map[string]spot)
+	m.fields("etcd", c.readEtcd)
 	m.fields("conntrack", c.Conntrack.read)
 	m.fields("runtimes", c.Runtimes.read)
 	for _, f := range c.CheckSubnets(c.peerSubnets()) {
@@ -150,20 +151,25 @@ func (c *Config) readNodes(m *mapping) {
 	}
 }
 
-func (e *Etcd) read(m *mapping) {
+func (c *Config) readEtcd(m *mapping) {
+	e := &c.Etcd
 	setList(m, "endpoints", &e.Endpoints, endpointURL)
 	set(m, "prefix", &e.Prefix, etcdPrefix)
 	set(m, "leaseTTL", &e.LeaseTTL, duration(2*time.Second, time.Hour))
 	set(m, "restartGrace", &e.RestartGrace, duration(0, 24*time.Hour))
 	set(m, "user", &e.User, text)
-	set(m, "passwordFile", &e.PasswordFile, orEmpty(absolute))
-	m.fields("tls", e.TLS.read)
+	set(m, keyPassword, &e.PasswordFile, orEmpty(absolute))
+	c.spotEtcd(m, keyPassword)
+	m.fields("tls", c.readTLS)
 	m.together("user", e.User, "passwordFile", e.PasswordFile)
 }
 
-func (t *TLS) read(m *mapping) {
-	set(m, "ca", &t.CA, orEmpty(absolute))
-	set(m, "cert", &t.Cert, orEmpty(absolute))
+func (c *Config) readTLS(m *mapping) {
+	t := &c.Etcd.TLS
+	set(m, keyCA, &t.CA, orEmpty(absolute))
+	set(m, keyCert, &t.Cert, orEmpty(absolute))
+	c.spotEtcd(m, keyCA)
+	c.spotEtcd(m, keyCert)
 	set(m, "key", &t.Key, orEmpty(absolute))
 	m.together("cert", t.Cert, "key", t.Key)
 }

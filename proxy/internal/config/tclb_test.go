@@ -62,7 +62,7 @@ func TestSettingsAreDecoded(t *testing.T) {
 		}},
 		Runtimes: Runtimes{Podman: "/run/p.sock", Containerd: "off", CNIConfig: []string{"/srv/net.d"}, CNICache: "/srv/cni"},
 	}
-	want.file, want.at = got.file, got.at
+	want.file, want.at, want.etcd = got.file, got.at, got.etcd
 	if d := diff(want, got); d != "" {
 		t.Error(d)
 	}

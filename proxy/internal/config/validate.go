@@ -60,9 +60,11 @@ func (v *validation) read(path string) error {
 		v.services = append(v.services, ParseServices(path, path, data))
 	default:
 		c, findings := Parse(path, data)
-		if v.findings[path] = findings; c != nil {
+		if c != nil {
+			findings = c.checkEtcd()
 			v.settings = c
 		}
+		v.findings[path] = findings
 	}
 	return nil
 }

@@ -37,21 +37,20 @@ func (p *proxy) Apply(ctx context.Context, name string, data []byte) ([]string, 
 			return nil, fmt.Errorf("service %s: %w: change %s", n, view.ErrForeign, at)
 		}
 	}
-	if findings := p.services.Try(f, own); len(findings) > 0 {
+	if findings := p.services.Try(f, own, p.clusterFiles(names)); len(findings) > 0 {
 		return nil, &view.InvalidError{Findings: findings}
 	}
 	files, err := split(data)
 	if err != nil {
 		return nil, err
 	}
-	dir := p.servicesDir
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("write services: %w", err)
+	if p.cluster != nil {
+		err = p.putIntoEtcd(ctx, &f, files)
+	} else {
+		err = p.writeOwnFiles(files)
 	}
-	for i, n := range names {
-		if err := replaceFile(filepath.Join(dir, own[i]), files[n]); err != nil {
-			return nil, fmt.Errorf("write service %s: %w", n, err)
-		}
+	if err != nil {
+		return nil, err
 	}
 	p.services.Reread()
 	if err := p.waitApplied(ctx); err != nil {
@@ -67,9 +66,31 @@ func (p *proxy) Apply(ctx context.Context, name string, data []byte) ([]string, 
 	return names, errors.Join(errs...)
 }
 
+// writeOwnFiles writes each service into its file.
+func (p *proxy) writeOwnFiles(files map[string][]byte) error {
+	dir := p.servicesDir
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("write services: %w", err)
+	}
+	for n, text := range files {
+		if err := replaceFile(filepath.Join(dir, ownFile(n)), text); err != nil {
+			return fmt.Errorf("write service %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
 // Delete implements view.View.
 func (p *proxy) Delete(ctx context.Context, service string) error {
 	at, ok := p.services.FileOf(service)
+	if p.cluster != nil && (!ok || p.cluster.Has(service) && filepath.Base(at) == ownFile(service)) {
+		if err := p.deleteFromEtcd(ctx, service); err != nil {
+			return err
+		}
+		if !ok {
+			return p.waitApplied(ctx)
+		}
+	}
 	if !ok {
 		return fmt.Errorf("service %q: %w", service, view.ErrNoService)
 	}

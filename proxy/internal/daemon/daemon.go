@@ -25,6 +25,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/cluster"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/health"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
@@ -109,6 +110,7 @@ type proxy struct {
 	learner   *runtimes.Learner // labels of containers
 	finder    *runtimes.Finder  // containers that were there first
 	reach     *reach.Prober     // of other nodes
+	cluster   *cluster.Source   // the other nodes; nil without etcd
 	checks    *checks           // of backends' health
 	ejections *ejections        // of those who fail their clients
 	hostKick  chan struct{}     // the host path may be out of date
@@ -219,6 +221,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	p.host = host.New(p.attachHost, p.Log)
 	p.reach = p.newProber(cfg, nil)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
+	p.joinCluster(cfg)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
 	arena := datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now)
 	arena.Quiesce = p.datapath.Quiesce
@@ -226,6 +229,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 		Maps:     p.datapath,
 		Arena:    arena,
 		TableDir: filepath.Join(p.StateDir, "tables"),
+		Shared:   p.sharedTables(),
 		Now:      time.Now,
 		Log:      p.Log,
 	})
@@ -238,6 +242,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	p.finder = runtimes.NewFinder(cfg.Runtimes.CNIConfig, cfg.Runtimes.CNICache, p.RunDir)
 	p.endpoints = source.NewEndpoints(p.dir, p.reaper.Alive, p.learner.SetEndpoints, p.Log)
 	p.services = source.NewServices(cfg.ServicesDir, p.StateDir, p.store.SetServices, p.Log)
+	p.services.Elsewhere = p.clusterVIPs
 	p.servicesDir = cfg.ServicesDir
 	attached, _ := p.dir.List()
 	p.noteBridges(attached)
@@ -284,6 +289,9 @@ func (p *proxy) run(ctx context.Context) error {
 	g.Go(func() error { return p.ejections.judge.Run(ctx) })
 	g.Go(func() error { return p.ejections.follow(ctx, p.passed.next) })
 	g.Go(func() error { return p.loop(ctx, hup) })
+	if p.cluster != nil {
+		g.Go(func() error { return p.cluster.Run(ctx) })
+	}
 	p.Log.Info("tclb proxy started", "version", p.Version, "node", p.Node().Name)
 	err := g.Wait()
 	p.services.Save()

@@ -98,7 +98,9 @@ func (p *proxy) syncHost() error {
 	} else if node.Address = address[0]; !node.Address.IsValid() {
 		node.Address = address[1]
 	}
-	p.node.Store(&node)
+	if before := p.node.Swap(&node); before.Address != node.Address {
+		p.passed.tell() // the other nodes are to know it
+	}
 	var vips []netip.Addr
 	if s := p.store.Snapshot(); s != nil {
 		for _, svc := range s.Services {

@@ -33,6 +33,8 @@ func (p *proxy) loop(ctx context.Context, hup <-chan os.Signal) error {
 		case <-p.store.Changed():
 			p.reconcile.Apply(p.store.Snapshot())
 			p.kickHost()
+		case <-p.tablesChanged():
+			p.reconcile.Refresh(p.cluster.TakeTables())
 		case <-retry.C:
 			p.reconcile.Retry()
 		case <-resync.C:
@@ -124,7 +126,7 @@ func (p *proxy) noteBridges(endpoints []registry.Endpoint) {
 
 // subnets returns all container subnets that are known, peers' included.
 func (p *proxy) subnets() []netip.Prefix {
-	var out []netip.Prefix
+	out := p.clusterSubnets()
 	for _, n := range p.config.Load().Nodes {
 		out = append(out, n.Subnets...)
 	}

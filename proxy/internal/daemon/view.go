@@ -105,7 +105,7 @@ func rows(svc *state.Service, in reconcile.Service) []view.Backend {
 			row := view.Backend{
 				Service: svc.Spec.Name, Address: b.Address, Port: t.Port, Protocol: t.Protocol, Node: b.Node,
 				Weight: b.Weight, State: b.State, Local: b.Local(), Endpoint: b.Endpoint,
-				Since: b.Since,
+				Since: b.Since, Lost: b.Lost,
 			}
 			if !b.Remote {
 				row.ID = in.Backends[t]
@@ -177,6 +177,7 @@ func (p *proxy) Status() view.Status {
 		out.Errors = append(out.Errors, view.ServiceError{Service: e.Service, Err: e.Err.Error(), Since: e.Since})
 	}
 	out.Unhealthy = p.unhealthy()
+	out.Cluster = p.clusterStatus()
 	return out
 }
 

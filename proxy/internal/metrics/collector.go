@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -86,9 +87,11 @@ func (c *Collector) read() (*scrape, error) {
 	s := &scrape{
 		version: c.version, nodes: c.view.Nodes(), tunnel: c.view.Tunnel(), status: c.view.Status(), endpoints: len(c.view.Endpoints()),
 		services: slices.DeleteFunc(c.view.Services(), func(s view.Service) bool { return s.ID == 0 }),
-		backends: slices.DeleteFunc(c.view.Backends(""), func(b view.Backend) bool { return b.ID == 0 }),
 		findings: c.countFindings(),
 	}
+	backends := c.view.Backends("")
+	s.last = countLast(backends)
+	s.backends = slices.DeleteFunc(backends, func(b view.Backend) bool { return b.ID == 0 })
 	var errs [3]error
 	s.traffic, errs[0] = c.traffic.read(s.backends)
 	if s.drops, errs[1] = c.datapath.Drops(); errs[1] != nil {
@@ -98,6 +101,24 @@ func (c *Collector) read() (*scrape, error) {
 		errs[2] = fmt.Errorf("read connection table: %w", errs[2])
 	}
 	return s, errors.Join(errs[:]...)
+}
+
+// countLast counts, by service, the backends that stay as the last ones; one has a row for each port.
+func countLast(rows []view.Backend) map[string]uint64 {
+	type backend struct {
+		service, node string
+		address       netip.Addr
+	}
+	seen := make(map[backend]bool)
+	out := make(map[string]uint64)
+	for i := range rows {
+		b := backend{rows[i].Service, rows[i].Node, rows[i].Address}
+		if rows[i].Lost && !seen[b] {
+			seen[b] = true
+			out[b.service]++
+		}
+	}
+	return out
 }
 
 // countFindings returns the number of findings of every file, those without any included.

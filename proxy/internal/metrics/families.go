@@ -34,7 +34,9 @@ var families = []family{
 	{"tclb_conntrack_room_entries", "Pairs in the connection table, by room.", "gauge", []string{"room"}, writeRoomEntries},
 	{"tclb_drops_total", "Packets that the datapath refused.", "counter", []string{"reason"}, writeDrops},
 	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
+	{"tclb_etcd_connected", "1 while etcd can be used; no sample without etcd.", "gauge", nil, writeEtcd},
 	{"tclb_health_checks_total", "Health checks of backends by result.", "counter", []string{"service", "result"}, writeHealthChecks},
+	{"tclb_last_backends", "Backends that stay as their service's last ones though their node's lease in etcd has ended.", "gauge", []string{"service"}, writeLast},
 	{"tclb_node_latency_seconds", "Smoothed time of a probe of a node and its answer; 0 if never measured.", "gauge", []string{"node"}, writeNodeLatency},
 	{"tclb_node_mtu_blackhole", "1 while packets of the size of the node's MTU are lost and small ones are not.", "gauge", []string{"node"}, writeNodeBlackHole},
 	{"tclb_node_mtu_bytes", "Largest IP packet that should fit to a node through the tunnel.", "gauge", []string{"node"}, writeNodeMTU},
@@ -63,6 +65,7 @@ type scrape struct {
 	status    view.Status
 	services  []view.Service // in the maps
 	backends  []view.Backend // in the maps
+	last      map[string]uint64
 	endpoints int
 	findings  []fileFindings
 	traffic   []labelledTraffic // empty if it could not be read, as are drops and rooms
@@ -83,6 +86,18 @@ func writeReconcileErrors(s *scrape, e *emitter) { e.sample(s.status.Failures) }
 func writeRepairs(s *scrape, e *emitter)         { e.sample(s.status.Repaired) }
 func writeServices(s *scrape, e *emitter)        { e.sample(uint64(len(s.services))) }
 func writeEndpoints(s *scrape, e *emitter)       { e.sample(uint64(s.endpoints)) }
+
+func writeEtcd(s *scrape, e *emitter) {
+	if c := s.status.Cluster; c != nil {
+		e.sample(number(c.Connected))
+	}
+}
+
+func writeLast(s *scrape, e *emitter) {
+	for i := range s.services {
+		e.sample(s.last[s.services[i].Name], s.services[i].Name)
+	}
+}
 
 func writeConfigErrors(s *scrape, e *emitter) {
 	for _, f := range s.findings {

@@ -62,16 +62,16 @@ func (s *baseStore) load(name string) (base *sched.Base, stored []byte, found bo
 	return base, data, true, nil
 }
 
-// save keeps a base for flush, if it differs from its stored form.
-func (s *baseStore) save(name string, base *sched.Base, stored []byte) error {
+// save keeps a base for flush, if it differs from its stored form, and returns that of now.
+func (s *baseStore) save(name string, base *sched.Base, stored []byte) ([]byte, error) {
 	data, err := base.MarshalBinary()
 	if err != nil {
-		return fmt.Errorf("save table %s: %w", name, err)
+		return nil, fmt.Errorf("save table %s: %w", name, err)
 	}
 	if !bytes.Equal(data, stored) {
 		s.set(name, data)
 	}
-	return nil
+	return data, nil
 }
 
 // remove forgets a base at the next flush.

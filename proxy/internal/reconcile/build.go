@@ -27,6 +27,7 @@ type built struct {
 // builder builds tables. Each goroutine has one.
 type builder struct {
 	bases   *baseStore
+	shared  Shared
 	log     *slog.Logger
 	slots   []uint32 // room to build a table in
 	serving []uint32 // and a list of who is in it
@@ -47,7 +48,7 @@ func (r *Reconciler) buildAll(changes []*change) {
 		}
 	}
 	for len(r.builders) < runtime.GOMAXPROCS(0) {
-		r.builders = append(r.builders, &builder{bases: r.bases, log: r.log})
+		r.builders = append(r.builders, &builder{bases: r.bases, shared: r.shared, log: r.log})
 	}
 	var others sync.WaitGroup
 	for _, b := range r.builders[1:min(len(r.builders), max(len(changes), 1))] {
@@ -57,24 +58,14 @@ func (r *Reconciler) buildAll(changes []*change) {
 	others.Wait()
 }
 
-// build brings the base of a family up to date and makes a table of it. It writes to the store of bases
-// and to nothing else.
+// build brings the base of a family up to date and makes a table of it. It writes to the store of bases,
+// offers what this node leads, and changes nothing else.
 func (b *builder) build(c *change, family int) (out built) {
 	started := time.Now()
 	defer func() { out.took = time.Since(started) }()
-	name := baseName(c.svc.name, family)
-	base, stored, found, err := b.bases.load(name)
-	if err != nil {
-		b.log.Error("the table is built anew and flows may move", "service", c.svc.name, "err", err)
-	}
-	if !found && c.svc.tables[family].slots.region.Len > 0 {
-		c.baseMade = true
-	}
 	members, index := membersOf(c.want, family)
-	if out.moved, out.err = base.Update(members); out.err != nil {
-		return out
-	}
-	if out.err = b.bases.save(name, base, stored); out.err != nil {
+	base, moved, err := b.updateBase(c, family, members)
+	if out.moved, out.err = moved, err; err != nil {
 		return out
 	}
 	out.shape, err = b.fill(c.want.Spec.Scheduler, base, base.Excluded(members))

@@ -98,6 +98,7 @@ func (r *Reconciler) remove(svc *service, clean *cleanup) {
 	for family := range familyNames {
 		r.bases.remove(baseName(svc.name, family))
 	}
+	r.shared.Drop(svc.name)
 }
 
 // clean takes away what is left over.

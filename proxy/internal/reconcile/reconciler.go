@@ -66,6 +66,7 @@ type Options struct {
 	Maps     Maps
 	Arena    Arena
 	TableDir string // where base tables are kept
+	Shared   Shared // and whom they are shared with; nil = nobody
 	Now      func() time.Time
 	Log      *slog.Logger
 }
@@ -73,11 +74,12 @@ type Options struct {
 // Reconciler keeps the maps equal to snapshots. Its methods are safe for concurrent use; passes take
 // turns.
 type Reconciler struct {
-	maps  Maps
-	arena Arena
-	bases *baseStore
-	now   func() time.Time
-	log   *slog.Logger
+	maps   Maps
+	arena  Arena
+	bases  *baseStore
+	shared Shared
+	now    func() time.Time
+	log    *slog.Logger
 
 	mu        sync.Mutex // guards all below
 	recovered bool
@@ -109,7 +111,11 @@ type Reconciler struct {
 // New returns a reconciler. Nothing is read or written yet.
 func New(o Options) *Reconciler {
 	sizes := o.Maps.Sizes().WithDefaults()
+	if o.Shared == nil {
+		o.Shared = alone{}
+	}
 	return &Reconciler{
+		shared:     o.Shared,
 		maps:       o.Maps,
 		arena:      o.Arena,
 		bases:      newBaseStore(o.TableDir),

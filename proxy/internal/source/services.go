@@ -18,12 +18,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
 )
 
 // Services follows the services directory. Safe for concurrent use.
 type Services struct {
+	// Elsewhere, if set, returns VIPs of services that are in no file here: no service gets one of them
+	// from the pool. Set it before Start.
+	Elsewhere func() []netip.Addr
+
 	dir      string
 	lastGood *config.LastGood
 	vips     *config.VIPStore
@@ -149,7 +154,7 @@ func (s *Services) merge(files []config.File) {
 	s.reportNew(findings)
 	s.accepted, s.findings = accepted, findings
 	specs := config.Services(accepted)
-	assigned, err := config.AssignVIPs(specs, s.env.Pool, s.env.Held)
+	assigned, err := config.AssignVIPs(s.besideElsewhere(specs), s.env.Pool, s.env.Held)
 	if err != nil && (s.poolErr == nil || s.poolErr.Error() != err.Error()) {
 		s.log.Error("services without a VIP", "err", err)
 	}
@@ -170,6 +175,27 @@ func (s *Services) merge(files []config.File) {
 	case s.saved <- struct{}{}:
 	default:
 	}
+}
+
+// besideElsewhere adds the VIPs that are taken elsewhere, but for those that services here have already.
+func (s *Services) besideElsewhere(specs []lb.Service) []lb.Service {
+	if s.Elsewhere == nil {
+		return specs
+	}
+	var taken []netip.Addr
+	for _, v := range s.Elsewhere() {
+		held := false
+		for _, mine := range s.env.Held {
+			held = held || slices.Contains(mine, v)
+		}
+		if !held {
+			taken = append(taken, v)
+		}
+	}
+	if len(taken) == 0 {
+		return specs
+	}
+	return append(slices.Clone(specs), lb.Service{VIPs: taken})
 }
 
 // reportNew logs each finding once.
@@ -271,11 +297,11 @@ func (s *Services) FileOf(service string) (path string, ok bool) {
 }
 
 // Try returns what would be wrong with a file beside those that count now, if it took the place of the
-// files named in instead. Nothing changes.
-func (s *Services) Try(f config.File, instead []string) []config.Finding {
+// files named in instead. others are files from elsewhere that count too. Nothing changes.
+func (s *Services) Try(f config.File, instead []string, others []config.File) []config.Finding {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rest := slices.DeleteFunc(slices.Clone(s.accepted), func(a config.File) bool { return slices.Contains(instead, a.Name) })
+	rest := slices.DeleteFunc(slices.Concat(s.accepted, others), func(a config.File) bool { return slices.Contains(instead, a.Name) })
 	_, findings := config.Merge(rest, append(slices.Clone(rest), f), s.env)
 	return findings
 }

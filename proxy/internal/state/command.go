@@ -16,7 +16,7 @@ const minContainerID = 12
 
 // SetDrain drains a backend by command, or ends that. See Find for what names a backend.
 func (s *Store) SetDrain(service, backend string, drain bool) error {
-	return s.override(service, backend, func(o *override) { o.Drain = drain })
+	return s.override(service, backend, func(o *Override) { o.Drain = drain })
 }
 
 // SetWeight sets a backend's weight by command; nil ends that.
@@ -24,12 +24,12 @@ func (s *Store) SetWeight(service, backend string, weight *int) error {
 	if weight != nil && (*weight < 0 || *weight > lb.MaxWeight) {
 		return fmt.Errorf("set weight of %s: %d is not between 0 and %d", backend, *weight, lb.MaxWeight)
 	}
-	return s.override(service, backend, func(o *override) { o.Weight = weight })
+	return s.override(service, backend, func(o *Override) { o.Weight = weight })
 }
 
 // override changes what commands say about a backend. It is on disk before it is in force: a drain
 // that a restart forgets would send new flows to a machine that is being taken down.
-func (s *Store) override(service, backend string, change func(*override)) error {
+func (s *Store) override(service, backend string, change func(*Override)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	found, err := s.current.Load().Find(service, backend)
@@ -41,13 +41,15 @@ func (s *Store) override(service, backend string, change func(*override)) error 
 		k := overrideKey{service, b.Node, b.Address}
 		o, ok := s.overrides.by[k]
 		if !ok || o.Endpoint != b.member() {
-			o = override{Service: service, Node: b.Node, Address: b.Address, Endpoint: b.member()}
+			o = Override{Service: service, Node: b.Node, Address: b.Address, Endpoint: b.member()}
 		}
 		change(&o)
-		if o.Drain || o.Weight != nil {
-			s.overrides.by[k] = o
-		} else {
-			delete(s.overrides.by, k)
+		if s.shared {
+			o.Origin, o.Unsent = s.node, true
+		}
+		s.overrides.by[k] = o
+		if o.Ended() {
+			s.overrides.end(k, s.shared)
 		}
 	}
 	if err := s.overrides.save(); err != nil {
@@ -85,8 +87,14 @@ func (s *Snapshot) Find(service, backend string) ([]Backend, error) {
 
 // isContainer says whether an endpoint belongs to the container of that id or name.
 func (s *Snapshot) isContainer(endpoint, text string) bool {
-	return slices.ContainsFunc(s.Endpoints, func(e registry.Endpoint) bool {
+	is := func(e registry.Endpoint) bool {
 		return e.ID == endpoint && (e.Container == text || e.ContainerID == text ||
 			len(text) >= minContainerID && strings.HasPrefix(e.ContainerID, text))
-	})
+	}
+	for _, p := range s.Peers {
+		if slices.ContainsFunc(p.Members, is) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(s.Endpoints, is)
 }

@@ -66,6 +66,9 @@ func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
 
 // judge puts what health checks and clients say beside what was asked for. s.mu is held.
 func (s *Store) judge(service string, b *Backend) {
+	if b.Remote {
+		s.judgeRemote(service, b)
+	}
 	if len(s.unhealthy)+len(s.ejections) == 0 {
 		return
 	}
@@ -83,4 +86,16 @@ func (s *Store) judge(service string, b *Backend) {
 // HealthRef returns the backend's name for SetUnhealthy and SetEjections.
 func (b *Backend) HealthRef(service string) HealthRef {
 	return HealthRef{Service: service, Node: b.Node, Address: b.Address, Endpoint: b.Endpoint}
+}
+
+// HealthToTell returns the backends on a node that are not as they should be, for the other nodes.
+func HealthToTell(svc *Service, node string) []PeerHealth {
+	var out []PeerHealth
+	for i := range svc.Backends {
+		b := &svc.Backends[i]
+		if b.Node == node && !b.Remote && (b.Failed || b.Trial) {
+			out = append(out, PeerHealth{Address: b.Address, Endpoint: b.member(), Ejected: b.Ejected, Trial: b.Trial})
+		}
+	}
+	return out
 }

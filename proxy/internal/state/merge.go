@@ -25,6 +25,7 @@ func (s *Store) merge(before *Snapshot, touched map[string]bool) *Snapshot {
 		Endpoints: slices.Clone(s.endpoints),
 		Services:  make([]*Service, 0, len(s.services)),
 		Joined:    m.joined,
+		Peers:     s.peersNow(),
 	}
 	slices.SortFunc(next.Endpoints, func(a, b registry.Endpoint) int {
 		return cmp.Or(compareText(a.ContainerID, b.ContainerID), compareText(a.Ifname, b.Ifname))
@@ -42,7 +43,7 @@ func (s *Store) merge(before *Snapshot, touched map[string]bool) *Snapshot {
 func (s *Store) mergeSome(before *Snapshot, touched map[string]bool) *Snapshot {
 	m := s.newMerger()
 	next := *before
-	next.Services = slices.Clone(before.Services)
+	next.Services, next.Peers = slices.Clone(before.Services), s.peersNow()
 	for i, prev := range before.Services {
 		if touched[prev.Spec.Name] {
 			next.Services[i] = s.mergeService(m, &s.services[i], prev)
@@ -184,6 +185,7 @@ func (m *merger) backends(spec *lb.Service, s *Store) []Backend {
 				m.join(spec, fam, e)
 			}
 		}
+		s.joinPeers(m, spec, fam)
 	}
 	for i := range m.scratch {
 		b := &m.scratch[i]
@@ -193,6 +195,7 @@ func (m *merger) backends(spec *lb.Service, s *Store) []Backend {
 		}
 		s.judge(spec.Name, b)
 	}
+	m.scratch = s.dropLost(spec.Name, m.scratch)
 	slices.SortFunc(m.scratch, func(a, b Backend) int { return compareBackends(&a, &b) })
 	return m.scratch
 }
@@ -227,8 +230,21 @@ func (b *Backend) attach(e *registry.Endpoint) {
 // join adds an endpoint's address of each family that the service has. What the file lists too is
 // there already and keeps the file's settings.
 func (m *merger) join(spec *lb.Service, fam families, e *registry.Endpoint) {
+	addresses := m.addressesIn(fam, e)
+	for _, a := range addresses {
+		if !m.here(a) {
+			m.scratch = append(m.scratch, m.member(a, e))
+		}
+	}
+	if len(addresses) > 0 {
+		m.joined[e.ID] = append(m.joined[e.ID], spec.Name)
+	}
+}
+
+// addressesIn returns an endpoint's address of each family, as far as it still has it.
+func (m *merger) addressesIn(fam families, e *registry.Endpoint) []netip.Addr {
 	var has families
-	joined := false
+	var out []netip.Addr
 	for _, a := range e.Addresses {
 		a = a.Unmap()
 		if !fam.has(a) || has.has(a) || m.byAddress[a] != e {
@@ -239,14 +255,9 @@ func (m *merger) join(spec *lb.Service, fam families, e *registry.Endpoint) {
 		} else {
 			has.v6 = true
 		}
-		joined = true
-		if !m.here(a) {
-			m.scratch = append(m.scratch, m.member(a, e))
-		}
+		out = append(out, a)
 	}
-	if joined {
-		m.joined[e.ID] = append(m.joined[e.ID], spec.Name)
-	}
+	return out
 }
 
 // here says whether an address of this node is in the list already.
@@ -256,14 +267,18 @@ func (m *merger) here(a netip.Addr) bool {
 
 func (m *merger) member(a netip.Addr, e *registry.Endpoint) Backend {
 	b := Backend{
-		Backend: lb.Backend{Address: a, Node: m.node, Weight: lb.DefaultWeight, Port: e.Port},
+		Backend: lb.Backend{Address: a, Node: m.node, Weight: weightOf(e), Port: e.Port},
 		Member:  true,
-	}
-	if e.Weight != nil {
-		b.Weight = min(max(*e.Weight, 0), lb.MaxWeight)
 	}
 	b.attach(e)
 	return b
+}
+
+func weightOf(e *registry.Endpoint) int {
+	if e.Weight == nil {
+		return lb.DefaultWeight
+	}
+	return min(max(*e.Weight, 0), lb.MaxWeight)
 }
 
 // sameSpec says whether two definitions mean the same, their backends apart: those are compared

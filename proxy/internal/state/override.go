@@ -25,34 +25,39 @@ type overrideKey struct {
 	address       netip.Addr
 }
 
-// override is what a command said about a backend. It ends with the backend, so of one that joined by
+// Override is what a command said about a backend. It ends with the backend, so of one that joined by
 // itself it remembers which container that was.
-type override struct {
+//
+// With etcd it holds on all nodes. The node that was told has it in force at once, and Unsent until the
+// others can know; one that Ended is kept for as long.
+type Override struct {
 	Service  string     `json:"service"`
 	Node     string     `json:"node,omitempty"`
 	Address  netip.Addr `json:"address"`
 	Endpoint string     `json:"endpoint,omitempty"`
 	Drain    bool       `json:"drain,omitempty"`
 	Weight   *int       `json:"weight,omitempty"`
+	Origin   string     `json:"origin,omitempty"` // the node that was told; "" without etcd
+	Unsent   bool       `json:"unsent,omitempty"`
 }
 
-func (o override) key() overrideKey { return overrideKey{o.Service, o.Node, o.Address} }
+func (o Override) key() overrideKey { return overrideKey{o.Service, o.Node, o.Address} }
 
 // overrides are all of them, and their file.
 type overrides struct {
 	path string
-	by   map[overrideKey]override
+	by   map[overrideKey]Override
 }
 
 // overridesFile is the form of overrides.json.
 type overridesFile struct {
-	Overrides []override `json:"overrides"`
+	Overrides []Override `json:"overrides"`
 }
 
 // load reads the file in stateDir; a missing one is empty.
 func (o *overrides) load(stateDir string) error {
 	o.path = filepath.Join(stateDir, "overrides.json")
-	o.by = make(map[overrideKey]override)
+	o.by = make(map[overrideKey]Override)
 	data, err := os.ReadFile(o.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -72,11 +77,11 @@ func (o *overrides) load(stateDir string) error {
 
 // save replaces the file in one step.
 func (o *overrides) save() error {
-	f := overridesFile{Overrides: make([]override, 0, len(o.by))}
+	f := overridesFile{Overrides: make([]Override, 0, len(o.by))}
 	for _, v := range o.by {
 		f.Overrides = append(f.Overrides, v)
 	}
-	slices.SortFunc(f.Overrides, func(a, b override) int {
+	slices.SortFunc(f.Overrides, func(a, b Override) int {
 		if c := compareText(a.Service, b.Service); c != 0 {
 			return c
 		}
@@ -135,15 +140,26 @@ func (o *overrides) apply(service string, b *Backend) {
 	}
 }
 
-// dropEnded forgets overrides of backends that are gone. s.mu is held.
+// end forgets an override, or what it says until the other nodes know.
+func (o *overrides) end(k overrideKey, shared bool) {
+	if !shared {
+		delete(o.by, k)
+		return
+	}
+	v := o.by[k]
+	v.Drain, v.Weight, v.Unsent = false, nil, true
+	o.by[k] = v
+}
+
+// dropEnded forgets overrides of backends that are gone. Those of a lost node may return. s.mu is held.
 func (s *Store) dropEnded(next *Snapshot) {
 	if len(s.overrides.by) == 0 {
 		return
 	}
 	dropped := false
 	for k, v := range s.overrides.by {
-		if !next.holds(v) {
-			delete(s.overrides.by, k)
+		if _, out := s.out[k]; !out && !v.Ended() && s.answers(v) && !next.holds(v) {
+			s.overrides.end(k, s.shared)
 			dropped = true
 			s.log.Info("drain or weight set by command ended with its backend", "service", k.service, "backend", k.address)
 		}
@@ -156,7 +172,7 @@ func (s *Store) dropEnded(next *Snapshot) {
 }
 
 // holds says whether the backend of an override is there, and the same container.
-func (s *Snapshot) holds(o override) bool {
+func (s *Snapshot) holds(o Override) bool {
 	svc := s.Service(o.Service)
 	return svc != nil && slices.ContainsFunc(svc.Backends, func(b Backend) bool {
 		return b.Address == o.Address && b.Node == o.Node && b.member() == o.Endpoint

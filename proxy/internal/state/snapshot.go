@@ -24,6 +24,8 @@ type Snapshot struct {
 	Services []*Service
 	// Endpoints are the containers attached here, as the registry has them.
 	Endpoints []registry.Endpoint
+	// Peers are the other nodes of the cluster, by name.
+	Peers map[string]*Peer
 	// Joined names the services that an endpoint is a member of, by endpoint id, sorted.
 	Joined map[string][]string
 }
@@ -68,6 +70,8 @@ type Backend struct {
 	Member bool
 	// Remote says that it is on another node, to which there is no way from here.
 	Remote bool
+	// Lost says that its node's lease has ended, and that it stays as one of the service's last.
+	Lost bool
 	// Drained and Weighted say that a command set the state or the weight.
 	Drained, Weighted bool
 	// Failed says that it fails its health checks or is ejected. State is Unhealthy then, unless it is

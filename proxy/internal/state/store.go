@@ -19,8 +19,9 @@ type Store struct {
 	changed chan struct{}
 	current atomic.Pointer[Snapshot]
 
-	mu           sync.Mutex // guards all below
-	services     []Definition
+	mu           sync.Mutex   // guards all below
+	services     []Definition // local and, with etcd, those of the cluster
+	local        []Definition
 	endpoints    []registry.Endpoint
 	hasServices  bool
 	hasEndpoints bool
@@ -28,6 +29,12 @@ type Store struct {
 	overrides    overrides
 	unhealthy    map[HealthRef]struct{}
 	ejections    map[HealthRef]Ejection
+
+	shared  bool // with etcd
+	cluster *Cluster
+	peers   []*peerIndex             // of cluster, by name
+	out     map[overrideKey]struct{} // backends of lost nodes that others stand in for
+	clashes map[string]bool          // of this node's files with etcd, as said in the log
 }
 
 // New returns a store for the node of that name. Drains and weights set by command are read from
@@ -40,6 +47,7 @@ func New(node, stateDir string, timeouts lb.Timeouts, log *slog.Logger) *Store {
 		now:      time.Now,
 		timeouts: timeouts,
 		changed:  make(chan struct{}, 1),
+		out:      make(map[overrideKey]struct{}),
 	}
 	if err := s.overrides.load(stateDir); err != nil {
 		log.Error("drains and weights set by command are lost", "err", err)
@@ -56,8 +64,8 @@ func (s *Store) Snapshot() *Snapshot { return s.current.Load() }
 // SetServices replaces the services. They are the caller's no more.
 func (s *Store) SetServices(defs []Definition) {
 	s.update(func() {
-		s.services = defs
-		slices.SortFunc(s.services, func(a, b Definition) int { return compareText(a.Spec.Name, b.Spec.Name) })
+		s.local = defs
+		s.combine()
 		s.hasServices = true
 	})
 }
@@ -86,7 +94,7 @@ func (s *Store) update(change func()) {
 // publish merges and publishes, unless nothing changed. touched names the services that the change
 // concerns; nil stands for all. s.mu is held.
 func (s *Store) publish(touched map[string]bool) {
-	if !s.hasServices || !s.hasEndpoints {
+	if !s.hasServices || !s.hasEndpoints || s.shared && s.cluster == nil {
 		return
 	}
 	before := s.current.Load()

@@ -24,6 +24,7 @@ var (
 	ErrForeign   = errors.New("defined in a file that tclb did not write")
 	ErrNoNode    = errors.New("no such node")
 	ErrNoPing    = errors.New("cannot be pinged")
+	ErrAway      = errors.New("nothing was changed")
 )
 
 // InvalidError says that applied services were refused. Nothing changed.
@@ -71,10 +72,10 @@ type View interface {
 	Status() Status
 
 	// Apply validates services (the text of a services file) together with what runs and writes
-	// each to a file of tclb's own. It returns their names once they are in the maps, or
-	// *InvalidError, or ErrForeign if another file defines one of them.
+	// each to etcd, so that every node has it, or without etcd to a file of tclb's own. It returns their names once they are in the maps, or
+	// *InvalidError, or ErrForeign if another file defines one of them, or ErrAway if etcd is.
 	Apply(ctx context.Context, name string, data []byte) ([]string, error)
-	// Delete removes a service that Apply wrote: ErrNoService, ErrForeign.
+	// Delete removes a service that Apply wrote: ErrNoService, ErrForeign, ErrAway.
 	Delete(ctx context.Context, service string) error
 	// SetDrain drains or undrains a backend by command. The backend is an address, node/address,
 	// or a container's id or name: ErrNoService, ErrNoBackend.
@@ -169,6 +170,7 @@ type Backend struct {
 	Local    bool      // a container attached on this node
 	Endpoint string    // registry.Endpoint.ID of it
 	Since    time.Time // when it got its state, as far as this process knows
+	Lost     bool      // its node's lease has ended; it stays as one of the service's last
 }
 
 // Endpoint is a container attached here.
@@ -208,6 +210,18 @@ type Status struct {
 	Repaired  uint64 // map entries that somebody else had changed
 	StartedAt time.Time
 	Drift     datapath.Drift // of the counters of connections, by the last recount
+	Cluster   *Cluster       // nil without etcd
+}
+
+// Cluster is how what nodes share through etcd stands.
+type Cluster struct {
+	Endpoints []string
+	Connected bool
+	Since     time.Time // of Connected
+	Error     string    // why it is not connected
+	Nodes     int       // other nodes that are there
+	Lost      int       // and those whose lease has ended within a day
+	Problems  []string  // what in etcd does not count, a line each
 }
 
 // ServiceError is why something is not in the maps. Service is empty for what concerns all.

@@ -86,6 +86,7 @@ func NewView() *View {
 			{ID: 13, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.UDP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2", Since: Now.Add(-time.Hour)},
 			{ID: 14, Service: "dns", Address: addr("192.0.2.106"), Port: 53, Protocol: lb.TCP, Node: "node-a", State: lb.Maintenance, Local: true, Endpoint: "e2", Since: Now.Add(-time.Hour)},
 			{ID: 0, Service: "late", Address: addr("192.0.2.107"), Port: 1, Protocol: lb.TCP},
+			{ID: 0, Service: "empty", Address: addr("192.0.2.108"), Port: 9, Protocol: lb.TCP, Node: "node-c", Weight: 100, Lost: true},
 		},
 		EndpointValues: endpoints(),
 		FileValues:     []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
@@ -95,6 +96,7 @@ func NewView() *View {
 			Unhealthy: unhealthy(),
 			Passes:    view.Timing{Count: 3, Total: 1500 * time.Millisecond},
 			Tables:    view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
+			Cluster: cluster(),
 		},
 		UnattachedValue: unattached(),
 		FindingValues: []config.Finding{{
@@ -133,6 +135,13 @@ func unhealthy() []view.Unhealthy {
 			Service: "web", Address: addr("2001:db8::5"), Node: "node-a", Ejected: true,
 			Reason: "ejected: port 8080/tcp: 4 of 4 connections refused in 1s", Since: Now.Add(-2 * time.Second),
 		},
+	}
+}
+
+func cluster() *view.Cluster {
+	return &view.Cluster{
+		Endpoints: []string{"https://192.0.2.20:2379"}, Connected: true, Since: Now.Add(-time.Hour), Nodes: 2, Lost: 1,
+		Problems: []string{"key /tclb/v1/nodes/x in etcd is ignored: not tclb's"},
 	}
 }
 
