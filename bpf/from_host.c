@@ -17,7 +17,7 @@ static __always_inline int answer_sender(struct __sk_buff *skb)
 {
 	int err = reject_swap_macs(skb);
 
-	return err ? verdict_drop(err) : deliver_from_host(skb, NULL, DELIVER_HOST, skb->ifindex);
+	return err ? verdict_drop(err) : deliver_from_host(skb, NULL, DELIVER_HOST, 0);
 }
 
 /* refuse counts a refusal and tells its sender. */
@@ -52,7 +52,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 }
 
 /* probe sends a probe of this host's proxy to the node that it is for; all else ends here. */
-static __always_inline int probe(struct __sk_buff *skb, const struct packet *p)
+static __noinline int probe(struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 id = probe_node(skb, p);
 	struct node *n = id ? tunnel_node(id) : NULL;

@@ -64,14 +64,14 @@ static __always_inline int gone(struct __sk_buff *skb, const struct packet *p, s
 }
 
 /* probe turns another node's probe round, and hands the answer to one of ours up to the proxy. */
-static __always_inline int probe(struct __sk_buff *skb, const struct packet *p)
+static __noinline int probe(struct __sk_buff *skb, const struct packet *p)
 {
 	struct node_settings *s = encap_settings();
 	int err;
 
 	if (!s)
 		return VERDICT_DROP;
-	if (p->tuple.dport == bpf_htons(PROBE_PORT)) {
+	if (probe_asks(p)) {
 		err = probe_turn(skb, p);
 		return err ? verdict_drop(err) : answer_sender(skb, p);
 	}
@@ -94,6 +94,8 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 		return VERDICT_DROP;
 	if (found > 0)
 		return verdict_drop(-DROP_TUNNEL_CARGO);
+	if (!found && return_stale(&hit))
+		found = -DROP_BACKEND_GONE;
 	if (!found)
 		found = nat_target(&hit, &to);
 	if (!found)

@@ -26,6 +26,16 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 	return answered == REFUSE_TOLD ? answer_sender(skb) : VERDICT_DROP;
 }
 
+/* credible says whether a packet of a flow can come from outside: not if its sender is attached here. */
+static __always_inline bool credible(const struct ct_hit *hit)
+{
+	__u32 zero = 0;
+	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
+
+	return hit->pair->half[!(hit->dir & 1)].deliver != DELIVER_PEER || !s ||
+	       !(s->flags & SETTING_ANTI_SPOOF);
+}
+
 /* forward sends a packet with its pair on. Returns a verdict through `verdict`, or what is to be refused. */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p,
 				   struct ct_hit *hit, int *verdict)
@@ -34,7 +44,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	__u32 how = 0;
 	int err;
 
-	err = nat_target(hit, &to);
+	err = credible(hit) ? nat_target(hit, &to) : -DROP_SPOOFED;
 	if (!err) {
 		err = deliver_fits(skb, p, &to);
 		if (err)
@@ -71,7 +81,7 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 	if (found == OTHER_ANSWERED)
 		return answer_sender(skb);
 	if (!found)
-		found = nat_target(&hit, &to);
+		found = credible(&hit) ? nat_target(&hit, &to) : -DROP_SPOOFED;
 	if (!found)
 		found = deliver_fits(skb, p, &to);
 	if (found)
@@ -97,6 +107,8 @@ int from_uplink(struct __sk_buff *skb)
 	struct ct_hit hit = {};
 	int parsed, found = 0, verdict = VERDICT_DROP;
 
+	if (skb->pkt_type == PACKET_OTHERHOST)
+		return verdict_next();
 	parsed = parse_packet(skb, &p);
 	if (parsed == PARSED_FOREIGN || parsed == PARSED_ICMP)
 		found = announce_answer(skb, &p);

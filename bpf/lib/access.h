@@ -5,6 +5,15 @@
 
 #include "conntrack.h"
 
+/* Which program asks: decides how the two directions leave. */
+enum flow_side {
+	SIDE_CONTAINER = 0, /* from_container: the client is the container behind skb->ifindex */
+	SIDE_HOST = 1,	    /* from_host: the client is a process here, or forwarded by us */
+	SIDE_NONE = 2,	    /* to_container, to_uplink: answers only, nothing begins */
+	SIDE_UPLINK = 3,  /* from_uplink: the client is somewhere behind the device skb->ifindex */
+	SIDE_OVERLAY = 4, /* from_overlay: another node chose, this one delivers */
+};
+
 /* flow_is_vip says whether a packet goes to an address that is a VIP. */
 static __always_inline bool flow_is_vip(const struct packet *p)
 {
@@ -14,6 +23,20 @@ static __always_inline bool flow_is_vip(const struct packet *p)
 	addr_copy(key.vip, p->tuple.daddr);
 	f = bpf_map_lookup_elem(&frontends, &key);
 	return f && f->kind == FRONTEND_VIP;
+}
+
+/* flow_is_ours says whether a packet that is of no flow of ours goes to a VIP that is ours alone there. From
+ * outside, one that is an address of this node too may be anything of the node's own.
+ */
+static __always_inline bool flow_is_ours(const struct packet *p, __u32 side)
+{
+	struct frontend_key key ALIGNED = {};
+	struct frontend *f;
+
+	addr_copy(key.vip, p->tuple.daddr);
+	f = bpf_map_lookup_elem(&frontends, &key);
+	return f && f->kind == FRONTEND_VIP &&
+	       !(f->flags & FRONTEND_OWN && (side == SIDE_UPLINK || side == SIDE_OVERLAY));
 }
 
 /* flow_owner returns the container that has the packet's source behind the veth ifindex, or
@@ -30,6 +53,25 @@ __noinline int flow_owner(const struct packet *p, __u32 ifindex)
 	addr_copy(key.addr, p->tuple.saddr);
 	own = bpf_map_lookup_elem(&endpoints, &key);
 	return own ? (int)own->owner : -DROP_SPOOFED;
+}
+
+/* flow_attached returns the container here that has an address, or NULL. */
+static __always_inline struct endpoint *flow_attached(const __u8 *addr)
+{
+	struct endpoint_key key ALIGNED = {};
+
+	addr_copy(key.addr, addr);
+	return bpf_map_lookup_elem(&endpoints, &key);
+}
+
+/* flow_sender returns the owner of a new flow's client, 0 if it is nobody attached here, or -DROP_SPOOFED
+ * where a packet with that source cannot come from: containers' packets do not come from outside.
+ */
+static __noinline int flow_sender(const struct packet *p, __u32 ifindex, __u32 side)
+{
+	if (side == SIDE_CONTAINER)
+		return flow_owner(p, ifindex);
+	return side == SIDE_UPLINK && flow_attached(p->tuple.saddr) ? -DROP_SPOOFED : 0;
 }
 
 /* flow_is_own says whether a packet's source is an address of the container behind the veth ifindex,

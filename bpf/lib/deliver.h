@@ -8,6 +8,7 @@
 #include "verdict.h"
 
 #define PACKET_HOST 0
+#define PACKET_OTHERHOST 3 /* what a device in promiscuous mode sees, or a switch floods */
 
 /* A frame to a bridge's own MAC is PACKET_OTHERHOST at its port and would be dropped. */
 static __always_inline void deliver_to_host_type(struct __sk_buff *skb)
@@ -56,7 +57,7 @@ static __always_inline int deliver_from_host(struct __sk_buff *skb, const struct
 	if (deliver == DELIVER_TUNNEL)
 		return deliver_to_node(skb, p, ifindex);
 	deliver_to_host_type(skb);
-	return bpf_redirect(ifindex, BPF_F_INGRESS);
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
 /* deliver_fits says whether a packet of a half can leave as the half does. Returns 0 or -DROP_... */

@@ -12,7 +12,9 @@
 #define TCP_OPT_END 0
 #define TCP_OPT_NOP 1
 #define TCP_OPT_MSS 2
-#define TCP_OPTIONS 20 /* steps of the walk over options: 40 bytes */
+#define TCP_OPT_MSS_LEN 4
+#define TCP_OPTIONS \
+	37 /* steps of the walk over options: the last may be behind 36 bytes of padding */
 
 /* encap_key_size is struct bpf_tunnel_key up to the local address: who is there (all kernels know it). */
 #define encap_key_size __builtin_offsetof(struct bpf_tunnel_key, local_ipv4)
@@ -84,6 +86,30 @@ static __always_inline __u32 encap_mtu(__u32 id)
 	return n ? n->mtu : 0;
 }
 
+/* encap_lower lowers the MSS that stands at `off`. Options may stand anywhere: one that begins at an odd
+ * place has the bytes of its number in two words of the checksum.
+ */
+static __noinline int encap_lower(struct __sk_buff *skb, const struct packet *p, __u32 off,
+				  __u32 mss)
+{
+	__be16 now, low = bpf_htons(mss);
+	bool odd = (off - p->l4_off) & 1;
+	__be16 into = low;
+
+	if (bpf_skb_load_bytes(skb, off, &now, sizeof(now)))
+		return -DROP_REWRITE;
+	if (bpf_ntohs(now) <= mss)
+		return 0;
+	if (odd) {
+		now = __builtin_bswap16(now);
+		into = __builtin_bswap16(low);
+	}
+	if (bpf_l4_csum_replace(skb, p->l4_off + TCP_CHECK_OFF, now, into, sizeof(into)) ||
+	    bpf_skb_store_bytes(skb, off, &low, sizeof(low), 0))
+		return -DROP_REWRITE;
+	return 0;
+}
+
 /* encap_clamp lowers the MSS that a SYN or its answer announces to what fits to a node: neither side
  * ever learns that there is a tunnel.
  */
@@ -99,8 +125,6 @@ __noinline int encap_clamp(struct __sk_buff *skb, const struct packet *p, __u32 
 	off = p->l4_off + sizeof(struct tcphdr);
 	end = p->payload_off;
 	for (int i = 0; i < TCP_OPTIONS && off + sizeof(opt) <= end; i++) {
-		__be16 now, low = bpf_htons(mss);
-
 		if (bpf_skb_load_bytes(skb, off, opt, sizeof(opt)) || opt[0] == TCP_OPT_END)
 			return 0;
 		if (opt[0] == TCP_OPT_NOP) {
@@ -113,18 +137,12 @@ __noinline int encap_clamp(struct __sk_buff *skb, const struct packet *p, __u32 
 			off += opt[1];
 			continue;
 		}
-		now = *(__be16 *)(opt + 2);
-		if (bpf_ntohs(now) <= mss)
-			return 0;
-		return bpf_l4_csum_replace(skb, p->l4_off + TCP_CHECK_OFF, now, low, sizeof(low)) ||
-				       bpf_skb_store_bytes(skb, off + 2, &low, sizeof(low), 0)
-			       ? -DROP_REWRITE
-			       : 0;
+		return opt[1] == TCP_OPT_MSS_LEN ? encap_lower(skb, p, off + 2, mss) : 0;
 	}
 	return 0;
 }
 
-/* encap_hop takes one hop off a packet's life. */
+/* encap_hop takes one hop off a packet's life, which must not end by it. */
 static __always_inline int encap_hop(struct __sk_buff *skb, bool v4)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -134,12 +152,16 @@ static __always_inline int encap_hop(struct __sk_buff *skb, bool v4)
 	if (v4) {
 		if ((void *)(ip + 1) > end)
 			return -DROP_REWRITE;
+		if (ip->ttl <= 1)
+			return -DROP_HOP_LIMIT;
 		ip->check = ~nat_fold16((__u64)(__u16)~ip->check + (__u16)~bpf_htons(0x0100));
 		ip->ttl--;
 		return 0;
 	}
 	if ((void *)(v6 + 1) > end)
 		return -DROP_REWRITE;
+	if (v6->hop_limit <= 1)
+		return -DROP_HOP_LIMIT;
 	v6->hop_limit--;
 	return 0;
 }

@@ -55,8 +55,8 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 	struct node_settings *s;
 	struct frontend *f;
 	__u32 zero = 0;
-	int owner = 0;
 	bool vip, own;
+	int owner;
 
 	if (!p)
 		return FLOW_NONE;
@@ -76,8 +76,7 @@ __noinline int flow_new(struct __sk_buff *skb, const struct packet *p, __u32 sid
 		return side == SIDE_HOST ? FLOW_NONE : flow_direct(skb, p, s, side);
 	if (own && (!f || own_socket(skb, p)))
 		return FLOW_NONE;
-	if (side == SIDE_CONTAINER)
-		owner = flow_owner(p, skb->ifindex);
+	owner = flow_sender(p, skb->ifindex, side);
 	if (owner < 0 && s->flags & SETTING_ANTI_SPOOF)
 		return owner;
 	if (!f)

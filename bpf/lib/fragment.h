@@ -77,7 +77,7 @@ static __always_inline bool fragment_concerns(const struct packet *p, __u32 side
 	if (p->tuple.proto != PROTO_TCP && p->tuple.proto != PROTO_UDP &&
 	    (p->tuple.proto != PROTO_DSTOPTS || addr_is_v4(p->tuple.saddr)))
 		return false;
-	if (side == SIDE_OVERLAY)
+	if (side == SIDE_OVERLAY || side == SIDE_HOST) /* nothing else comes there */
 		return true;
 	addr_copy(key.vip, p->tuple.daddr);
 	f = bpf_map_lookup_elem(&frontends, &key);

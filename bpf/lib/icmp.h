@@ -183,7 +183,7 @@ static __always_inline int icmp_find(struct __sk_buff *skb, const struct packet 
 		return 1;
 	if (quoted != ICMP_QUOTE || !addr_equal(q->tuple.daddr, p->tuple.daddr) ||
 	    !ct_lookup(&q->tuple, hit))
-		return flow_is_vip(p) ? -DROP_BAD_ICMP : 1;
+		return flow_is_ours(p, side) ? -DROP_BAD_ICMP : 1;
 	if (q->illegal)
 		return -DROP_BAD_ICMP;
 	if (!flow_backend(hit->pair))

@@ -22,7 +22,7 @@ static __always_inline int other_find(struct __sk_buff *skb, const struct packet
 	int found = OTHER_FOREIGN, echo;
 
 	if (parsed == PARSED_MALFORMED)
-		return flow_is_vip(p) ? -DROP_MALFORMED : OTHER_FOREIGN;
+		return flow_is_ours(p, side) ? -DROP_MALFORMED : OTHER_FOREIGN;
 	if (parsed == PARSED_LATER)
 		found = fragment_find(skb, p, hit, side);
 	else if (parsed == PARSED_ICMP)

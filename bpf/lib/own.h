@@ -13,7 +13,7 @@
 static __always_inline bool own_bound(const struct bpf_sock *sk, const struct packet *p)
 {
 	if (addr_is_v4(p->tuple.daddr))
-		return sk->family == 2 && sk->src_ip4 == addr_to_v4(p->tuple.daddr);
+		return sk->src_ip4 == addr_to_v4(p->tuple.daddr);
 	return sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3];
 }
 

@@ -15,15 +15,6 @@
 #define FLOW_NONE 0
 #define FLOW_PAIR(index) ((int)(index) + 1)
 
-/* Which program asks: decides how the two directions leave. */
-enum flow_side {
-	SIDE_CONTAINER = 0, /* from_container: the client is the container behind skb->ifindex */
-	SIDE_HOST = 1,	    /* from_host: the client is a process here, or forwarded by us */
-	SIDE_NONE = 2,	    /* to_container, to_uplink: answers only, nothing begins */
-	SIDE_UPLINK = 3,  /* from_uplink: the client is somewhere behind the device skb->ifindex */
-	SIDE_OVERLAY = 4, /* from_overlay: another node chose, this one delivers */
-};
-
 /* flow_backend returns the pair's backend if it is still the one that was chosen, else NULL. */
 static __always_inline struct backend *flow_backend(const struct ct_pair *pair)
 {
@@ -100,12 +91,11 @@ static __always_inline void flow_leave_back(struct __sk_buff *skb, struct ct_pai
 
 	if (side == SIDE_HOST) {
 		flow_leave_by(back, DELIVER_HOST, s->host_ifindex, s->host_mac);
-	} else if (side == SIDE_UPLINK) {
-		flow_leave_by(back, DELIVER_UPLINK, skb->ifindex, NULL);
-	} else {
-		flow_leave_by(back, DELIVER_PEER, skb->ifindex, NULL);
-		bpf_skb_load_bytes(skb, ETH_ALEN, back->mac, MAC_LEN);
+		return;
 	}
+	flow_leave_by(back, side == SIDE_UPLINK ? DELIVER_UPLINK : DELIVER_PEER, skb->ifindex,
+		      NULL);
+	bpf_skb_load_bytes(skb, ETH_ALEN, back->mac, MAC_LEN);
 }
 
 /* flow_leave says how both directions of a new flow leave. In host stack mode they go by the stack, but
@@ -167,11 +157,22 @@ static __noinline bool flow_stale(const struct ct_pair *pair, __u32 index, __u32
 	return old->state == CT_CLOSING || !flow_backend(old) || flow_moved(pair, old);
 }
 
+/* flow_index enters a half, into the place of another one if it has to. Returns as ct_index_add does. */
+static __noinline int flow_index(__u32 index, __u32 dir, __u32 state, __u32 now)
+{
+	int other = ct_index_add(index, dir);
+
+	if (other != CT_NO_ROOM || !ct_uncrowd(index, dir, state, now))
+		return other;
+	return ct_index_add(index, dir);
+}
+
 /* flow_index_reply enters the reply half, under another source port if the tuple is taken. */
-static __always_inline int flow_index_reply(__u32 index, struct ct_pair *pair)
+static __always_inline int flow_index_reply(__u32 index, struct ct_pair *pair, __u32 state,
+					    __u32 now)
 {
 	for (int i = 0; i < FLOW_PORT_TRIES; i++) {
-		int other = ct_index_add(index, DIR_REPLY);
+		int other = flow_index(index, DIR_REPLY, state, now);
 		__u32 life = 0;
 
 		if (!other)
@@ -196,12 +197,12 @@ static __always_inline int flow_publish(__u32 index, struct ct_pair *pair, __u32
 	int err, other;
 
 	__sync_lock_test_and_set(&pair->life, life);
-	err = flow_index_reply(index, pair);
+	err = flow_index_reply(index, pair, state, now);
 	if (err) {
 		ct_remove(index, life);
 		return err;
 	}
-	other = ct_index_add(index, DIR_ORIGINAL);
+	other = flow_index(index, DIR_ORIGINAL, state, now);
 	if (other) {
 		ct_remove(index, life);
 		return other > 0 ? other : -DROP_CT_FULL;

@@ -19,13 +19,30 @@ struct probe {
 	__be32 node;
 };
 
+static __always_inline bool probe_asks(const struct packet *p)
+{
+	return p->tuple.dport == bpf_htons(PROBE_PORT);
+}
+
+/* probe_between says whether the ends are those of a probe or of its answer: that one end alone is the echo
+ * port of the hairpin address keeps probes from being turned round for ever, and services theirs.
+ */
+static __always_inline bool probe_between(const struct packet *p)
+{
+	const __u8 *echo = probe_asks(p) ? p->tuple.daddr : p->tuple.saddr;
+	__u32 zero = 0;
+	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
+
+	return s && p->tuple.sport != p->tuple.dport &&
+	       (probe_asks(p) || p->tuple.sport == bpf_htons(PROBE_PORT)) &&
+	       addr_equal(echo, addr_is_v4(echo) ? s->hairpin4 : s->hairpin6);
+}
+
 /* probe_read fills what a datagram has behind its UDP header. Returns whether it is a probe. */
 static __always_inline bool probe_read(struct __sk_buff *skb, const struct packet *p,
 				       struct probe *probe)
 {
-	return p->tuple.proto == PROTO_UDP && !p->fragment &&
-	       (p->tuple.dport == bpf_htons(PROBE_PORT) ||
-		p->tuple.sport == bpf_htons(PROBE_PORT)) &&
+	return p->tuple.proto == PROTO_UDP && !p->fragment && probe_between(p) &&
 	       p->payload_off + sizeof(*probe) <= p->limit &&
 	       !bpf_skb_load_bytes(skb, p->payload_off, probe, sizeof(*probe)) &&
 	       probe->magic == bpf_htonl(PROBE_MAGIC);
@@ -43,9 +60,7 @@ static __always_inline __u32 probe_node(struct __sk_buff *skb, const struct pack
 {
 	struct probe probe;
 
-	return p->tuple.dport == bpf_htons(PROBE_PORT) && probe_read(skb, p, &probe)
-		       ? bpf_ntohl(probe.node)
-		       : 0;
+	return probe_asks(p) && probe_read(skb, p, &probe) ? bpf_ntohl(probe.node) : 0;
 }
 
 /* probe_turn makes of a probe its answer: ends swapped, which leaves checksums as they are. */

@@ -114,13 +114,18 @@ static __always_inline int reject_reset(struct __sk_buff *skb, const struct pack
 		tcp.ack = 1;
 		tcp.ack_seq = bpf_htonl(p->seq_end + !!(p->tcp_flags & TCP_SYN));
 	}
-	sum = reject_pseudo(p, PROTO_TCP, sizeof(tcp));
-	sum += (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&tcp, sizeof(tcp), 0);
-	tcp.check = ~nat_fold16(sum);
+	sum = (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&tcp, sizeof(tcp), 0);
+	/* What a partial checksum holds, which the device completes: then the helper leaves it alone. Any
+	 * other becomes the whole.
+	 */
+	tcp.check = nat_fold16(reject_pseudo(p, PROTO_TCP, sizeof(tcp)));
+	sum += 2 * (__u64)tcp.check;
 	if (bpf_skb_change_tail(skb, l4 + sizeof(tcp), 0) ||
-	    reject_ip(skb, p, PROTO_TCP, sizeof(tcp)))
+	    reject_ip(skb, p, PROTO_TCP, sizeof(tcp)) ||
+	    bpf_skb_store_bytes(skb, l4, &tcp, sizeof(tcp), 0) ||
+	    bpf_l4_csum_replace(skb, l4 + TCP_CHECK_OFF, 0, nat_fold32(sum), 0))
 		return -DROP_REWRITE;
-	return bpf_skb_store_bytes(skb, l4, &tcp, sizeof(tcp), 0) ? -DROP_REWRITE : 0;
+	return 0;
 }
 
 /* reject_unreachable turns the packet into an ICMP port unreachable that quotes it. */

@@ -22,18 +22,44 @@ struct release {
 	__u8 sent;   /* the packet has other contents now */
 };
 
+/* fragment_wrap makes the packet one that goes to its node. Returns the device, or -DROP_... */
+static __always_inline int fragment_wrap(const struct release *r)
+{
+	int err = encap_hop(r->skb, addr_is_v4(r->key.saddr));
+
+	return err ? err : encap_wrap(r->skb, r->to.ifindex);
+}
+
+/* fragment_link makes a frame of the uplink's of the packet: there is no clone that asks the neighbours. It
+ * goes back to the neighbour that its flow came from.
+ */
+static __always_inline int fragment_link(const struct release *r)
+{
+	__u32 ifindex = r->to.ifindex;
+	struct uplink *up = bpf_map_lookup_elem(&uplinks, &ifindex);
+
+	if (!up || bpf_skb_store_bytes(r->skb, ETH_ALEN, up->mac, MAC_LEN, 0))
+		return -DROP_REWRITE;
+	return ifindex;
+}
+
 /* fragment_send sends a clone of the packet where deliver.h would send it. What stays on this host's
  * way meets the same program again, which finds the note of the translated datagram.
  */
 static __always_inline long fragment_send(struct __sk_buff *skb, const struct release *r)
 {
-	if (r->to.deliver == DELIVER_PEER || r->to.deliver == DELIVER_UPLINK)
-		return bpf_clone_redirect(skb, r->to.ifindex, 0);
-	if (r->to.deliver == DELIVER_TUNNEL) {
-		int device = encap_wrap(skb, r->to.ifindex);
+	int device = r->to.ifindex;
 
-		return device < 0 ? device : bpf_clone_redirect(skb, device, 0);
-	}
+	if (r->to.deliver == DELIVER_TUNNEL)
+		device = fragment_wrap(r);
+	else if (r->to.deliver == DELIVER_UPLINK)
+		device = fragment_link(r);
+	else if (r->to.deliver != DELIVER_PEER)
+		device = 0;
+	if (device < 0)
+		return device;
+	if (device)
+		return bpf_clone_redirect(skb, device, 0);
 	if (r->to.deliver == DELIVER_HOST)
 		return bpf_clone_redirect(skb, r->to.ifindex, BPF_F_INGRESS);
 	return bpf_clone_redirect(skb, skb->ifindex, r->egress ? 0 : BPF_F_INGRESS);
@@ -161,7 +187,9 @@ __noinline int fragment_first(struct __sk_buff *skb, const struct packet *p,
 	if (r.translate) {
 		struct fragment_key key ALIGNED;
 
+		/* Wherever it came from, it is of this node now. */
 		fragment_key(&key, r.to.saddr, r.to.daddr, p);
+		key.zone = 0;
 		if (!fragment_key_equal(&key, &r.key))
 			fragment_note(&key, 0, 0, p->now);
 	}

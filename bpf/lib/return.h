@@ -8,15 +8,6 @@
 #include "pair.h"
 #include "probe.h"
 
-/* return_endpoint returns the container here that has an address, or NULL. */
-static __always_inline struct endpoint *return_endpoint(const __u8 *addr)
-{
-	struct endpoint_key key ALIGNED = {};
-
-	addr_copy(key.addr, addr);
-	return bpf_map_lookup_elem(&endpoints, &key);
-}
-
 /* return_stale says whether a packet's container is not any more where its flow is delivered. */
 static __always_inline bool return_stale(const struct ct_hit *hit)
 {
@@ -26,7 +17,7 @@ static __always_inline bool return_stale(const struct ct_hit *hit)
 	if (!(hit->pair->flags & PAIR_RETURN) || hit->dir != DIR_ORIGINAL ||
 	    out->deliver != DELIVER_PEER)
 		return false;
-	e = return_endpoint(out->tuple.daddr);
+	e = flow_attached(out->tuple.daddr);
 	return !e || e->ifindex != out->ifindex;
 }
 
@@ -74,9 +65,9 @@ __noinline int flow_return(struct __sk_buff *skb, const struct packet *p)
 		return -DROP_TUNNEL_CARGO;
 	if (probe_is(skb, p))
 		return FLOW_NONE;
-	if (!return_begins(p) || flow_is_vip(p))
+	if (!return_begins(p) || flow_is_ours(p, SIDE_OVERLAY))
 		return -DROP_NO_PAIR;
-	e = return_endpoint(p->tuple.daddr);
+	e = flow_attached(p->tuple.daddr);
 	taken = ct_take(p->now);
 	index = taken;
 	pair = taken < 0 ? NULL : bpf_map_lookup_elem(&ct_pairs, &index);

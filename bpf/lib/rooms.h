@@ -158,16 +158,16 @@ static __noinline __u32 ct_timeout(const struct ct_pair *pair)
 	return svc->timeouts[which];
 }
 
-/* ct_candidate weighs a pair for eviction from the main room: life << 32 | how much it is to be preferred,
+/* ct_candidate weighs a pair for eviction from a room: life << 32 | how much it is to be preferred,
  * which is more for one idle longer and most for an expired one; 0 for no candidate. A global function, so
  * that the verifier need not follow its branches through the loop that calls it.
  */
-__noinline __u64 ct_candidate(__u32 index, __u32 now)
+__noinline __u64 ct_candidate(__u32 index, __u32 room, __u32 now)
 {
 	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
 	__u32 life, idle;
 
-	if (!pair || pair->state != CT_ESTABLISHED)
+	if (!pair || pair->state != room)
 		return 0;
 	life = pair->life;
 	if (!(life & 1))
@@ -194,7 +194,7 @@ __noinline int ct_evict(__u32 now)
 	hand = rooms->clock;
 	for (int i = 0; i < CT_HAND && used; i++) {
 		__u32 index = (hand + i) % used;
-		__u64 candidate = ct_candidate(index, now);
+		__u64 candidate = ct_candidate(index, CT_ESTABLISHED, now);
 
 		if ((__u32)candidate <= (__u32)best)
 			continue;
@@ -205,6 +205,38 @@ __noinline int ct_evict(__u32 now)
 	if (!best || !ct_remove(victim, best >> 32))
 		return 0;
 	__sync_fetch_and_add(&rooms->evicted[CT_ESTABLISHED], 1);
+	return 1;
+}
+
+/* ct_uncrowd makes room in the index for a half that found none: both its buckets are full. Of the pairs in
+ * the first one, the one idle longest of the room that the half's pair is to enter goes, so that floods push
+ * out their own kind only. Returns 1 if one went.
+ */
+__noinline int ct_uncrowd(__u32 index, __u32 dir, __u32 room, __u32 now)
+{
+	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
+	struct ct_rooms *rooms = ct_rooms_get();
+	struct ct_bucket *b;
+	__u32 victim = 0, at;
+	__u64 best = 0;
+
+	if (!pair || !rooms)
+		return 0;
+	at = ct_bucket_first(ct_hash(&pair->half[dir & 1].tuple));
+	b = bpf_map_lookup_elem(&ct_index, &at);
+	for (int i = 0; b && i < BUCKET_SLOTS; i++) {
+		__u64 slot = b->slot[i], candidate;
+		__u32 other = (__u32)slot >> 1;
+
+		candidate = slot && other != index ? ct_candidate(other, room, now) : 0;
+		if ((__u32)candidate > (__u32)best) {
+			victim = other;
+			best = candidate;
+		}
+	}
+	if (!best || !ct_remove(victim, best >> 32))
+		return 0;
+	__sync_fetch_and_add(&rooms->evicted[room & 3], 1);
 	return 1;
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
@@ -34,6 +35,9 @@ type talk struct {
 func (w *world) carry(l leg, s packet.Spec) passage {
 	w.t.Helper()
 	s.SrcMAC = l.on.mac
+	if l.program == datapath.FromUplink {
+		s.DstMAC = w.abroad.mac
+	}
 	sent, err := s.Build()
 	w.check(err)
 	verdict, seen := w.run(l.program, l.on.ifindex, sent)
@@ -93,8 +97,11 @@ type road struct {
 	open func(w *world, family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk
 }
 
-// roads are all of them, and the flows that are translated in another manner than most.
-var roads = []road{
+// roads are all of them.
+var roads = slices.Concat(roadsHere, roadsAbroad)
+
+// roadsHere are those that stay on the node, with the flows that are translated in another manner than most.
+var roadsHere = []road{
 	{"container to container", func(w *world, family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {
 		return w.talkTo(family, proto, port, dress)
 	}},
@@ -132,7 +139,7 @@ var roads = []road{
 }
 
 // programRoads are roads that pass each of the programs in each direction.
-var programRoads = []road{roads[0], roads[4], roads[5]}
+var programRoads = []road{roads[0], roads[4], roads[5], roadsAbroad[0], roadsAbroad[3], roadsAbroad[5], roadsAbroad[7]}
 
 // talkTo is the talk of the world's client with an attached backend.
 func (w *world) talkTo(family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {
@@ -188,19 +195,32 @@ func (t talk) complain(about, way passage, s packet.Spec, keep int) {
 	if from == t.w.decode(way.sent).Src.Addr() || like.DstMAC.String() == t.w.host.mac.String() {
 		from = like.Src.Addr()
 	}
-	if out.Src.Addr() != from || out.Dst.Addr() != like.Dst.Addr() || out.DstMAC.String() != like.DstMAC.String() || out.TTL != s.TTL || out.TOS != s.TOS {
+	if out.Src.Addr() != from || out.Dst.Addr() != like.Dst.Addr() || out.DstMAC.String() != like.DstMAC.String() || out.TTL != s.TTL-t.w.hops(way) || out.TOS != s.TOS {
 		t.w.t.Errorf("error %v, want it from %s on the way of %v", out, from, like)
 	}
 	if out.ICMP == nil || out.ICMP.Type != s.ICMP.Type || out.ICMP.Code != s.ICMP.Code || out.ICMP.Rest != s.ICMP.Rest {
 		t.w.t.Fatalf("got %v for %v", out, s)
 	}
-	quote, want := out.ICMP.Quote, packet.Quote(about.sent, keep)
+	quote, want := out.ICMP.Quote, packet.Quote(t.w.aged(about), keep)
 	if keep == 7 || keep == 17 {
 		quote, want = quote[:len(quote)-1], want[:len(want)-1] // nobody can tell half a checksum
 	}
 	if !bytes.Equal(quote, want) {
 		t.w.t.Errorf("%d bytes kept: the quote is not what was sent\n got %x\nwant %x", keep, quote, want)
 	}
+}
+
+// hops is how many a packet has gone: one if the program sent it to another node.
+func (w *world) hops(p passage) uint8 { return w.decode(p.sent).TTL - w.decode(p.seen).TTL }
+
+// aged is the packet as it was sent, but for the hops.
+func (w *world) aged(p passage) []byte {
+	w.t.Helper()
+	s := w.decode(p.sent)
+	s.TTL -= w.hops(p)
+	frame, err := s.Build()
+	w.check(err)
+	return frame
 }
 
 // quoteLengths are how much of a packet errors keep: the ports, what RFC 792 asks for, the checksum, all.

@@ -10,10 +10,10 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/packet"
 )
 
-// eachUDPRoad runs a scenario for an open UDP flow of every road.
+// eachUDPRoad runs a scenario for an open UDP flow of every road on the node.
 func eachUDPRoad(t *testing.T, dress func(*packet.Spec), f func(t *testing.T, w *world, family int, k talk)) {
 	t.Helper()
-	for _, r := range roads {
+	for _, r := range roadsHere {
 		for family, name := range families {
 			t.Run(r.name+"/"+name, func(t *testing.T) {
 				w := newWorld(t, 3)

@@ -43,6 +43,7 @@ type world struct {
 	client     container
 	containers []container // backends
 	host       container   // tclb0
+	abroad     abroad
 	maps       map[string]*ebpf.Map
 }
 
@@ -98,6 +99,7 @@ func (w *world) inside(t *testing.T, name string, f func(w *world)) {
 		runtime.LockOSThread() // for good: the thread ends with the subtest
 		here := *w
 		here.t, here.containers, here.maps = t, slices.Clone(w.containers), map[string]*ebpf.Map{}
+		here.abroad.sources = map[string]*ebpf.Program{}
 		here.check(netns.Set(ns))
 		f(&here)
 	})
@@ -221,7 +223,7 @@ func (w *world) addContainer(n byte) container {
 	v6[15] = n
 	c.addr[1] = netip.AddrFrom16(v6)
 	for _, a := range c.addr {
-		if err := w.d.PutEndpoint(datapath.EndpointKey{Address: a, Ifindex: c.ifindex}, datapath.Endpoint{UpIfindex: 1, UpMAC: [6]byte{2, 0, 0, 0, 9, 9}}); err != nil {
+		if err := w.d.PutEndpoint(datapath.EndpointKey{Address: a, Ifindex: c.ifindex}, datapath.Endpoint{UpIfindex: 1, UpMAC: [6]byte{2, 0, 0, 0, 9, 9}, MAC: [6]byte(c.mac)}); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -232,7 +234,8 @@ func (w *world) settings(s datapath.Settings) {
 	w.t.Helper()
 	s.HostIfindex = w.host.ifindex
 	copy(s.HostMAC[:], w.host.mac)
-	s.Hairpin4, s.Hairpin6 = netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd00:7c1b::1")
+	s.Hairpin4, s.Hairpin6 = hairpins[0], hairpins[1]
+	s.Tunnel = w.abroad.settings
 	if err := w.d.PutSettings(s); err != nil {
 		w.t.Fatal(err)
 	}
@@ -316,14 +319,24 @@ func (w *world) check(err error) {
 type skbContext struct {
 	_       [10]uint32
 	Ifindex uint32
-	_       [37]uint32
+	_       [30]uint32
+	GSOSegs uint32
+	_       [2]uint32
+	GSOSize uint32
+	_       [3]uint32
 }
 
 // run sends a frame through a program on a device and returns the verdict and the frame after it.
 func (w *world) run(program string, ifindex uint32, frame []byte) (uint32, []byte) {
 	w.t.Helper()
-	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: skbContext{Ifindex: ifindex}}
-	verdict, err := w.d.Program(program).Run(&opts)
+	return w.runAs(program, skbContext{Ifindex: ifindex}, frame)
+}
+
+// runAs is run with more of the frame's context.
+func (w *world) runAs(program string, context skbContext, frame []byte) (uint32, []byte) {
+	w.t.Helper()
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: context}
+	verdict, err := w.program(program).Run(&opts)
 	if err != nil {
 		w.t.Fatalf("run %s: %v", program, err)
 	}
@@ -335,6 +348,9 @@ func (w *world) send(program string, on container, s packet.Spec) (uint32, packe
 	w.t.Helper()
 	if s.SrcMAC == nil {
 		s.SrcMAC = on.mac
+	}
+	if program == datapath.FromUplink && s.DstMAC == nil {
+		s.DstMAC = w.abroad.mac
 	}
 	frame, err := s.Build()
 	w.check(err)
