@@ -66,11 +66,13 @@ func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
 
 // judge puts what health checks and clients say beside what was asked for. s.mu is held.
 func (s *Store) judge(service string, b *Backend) {
-	if len(s.unhealthy)+len(s.ejections) == 0 {
+	lost := b.Zone != 0 && !s.nodes[b.Node].Reachable
+	if len(s.unhealthy)+len(s.ejections) == 0 && !lost {
 		return
 	}
 	ref := b.HealthRef(service)
 	_, fails := s.unhealthy[ref]
+	fails = fails || lost
 	ejection := s.ejections[ref]
 	b.Ejected = ejection == Ejected && !fails
 	b.Failed = fails || b.Ejected

@@ -21,10 +21,13 @@ func (s *Store) merge(before *Snapshot, touched map[string]bool) *Snapshot {
 	}
 	m := s.newMerger()
 	next := &Snapshot{
+		Node:      s.node,
 		Timeouts:  s.timeouts,
 		Endpoints: slices.Clone(s.endpoints),
 		Services:  make([]*Service, 0, len(s.services)),
 		Joined:    m.joined,
+		Nodes:     s.nodes,
+		Outside:   s.outside,
 	}
 	slices.SortFunc(next.Endpoints, func(a, b registry.Endpoint) int {
 		return cmp.Or(compareText(a.ContainerID, b.ContainerID), compareText(a.Ifname, b.Ifname))
@@ -42,6 +45,7 @@ func (s *Store) merge(before *Snapshot, touched map[string]bool) *Snapshot {
 func (s *Store) mergeSome(before *Snapshot, touched map[string]bool) *Snapshot {
 	m := s.newMerger()
 	next := *before
+	next.Nodes, next.Outside = s.nodes, s.outside
 	next.Services = slices.Clone(before.Services)
 	for i, prev := range before.Services {
 		if touched[prev.Spec.Name] {
@@ -65,6 +69,7 @@ func (s *Store) mergeService(m *merger, d *Definition, prev *Service) *Service {
 func (s *Store) newMerger() *merger {
 	m := &merger{
 		node:      s.node,
+		nodes:     s.nodes,
 		byAddress: newestByAddress(s.endpoints),
 		joined:    make(map[string][]string),
 	}
@@ -112,6 +117,7 @@ func (w *walker) find(name string) *Service {
 // merger is one merge.
 type merger struct {
 	node      string
+	nodes     map[string]Node
 	byAddress map[netip.Addr]*registry.Endpoint // of two with one address, the newest
 	named     map[string][]*registry.Endpoint   // by service: channels 1 to 3
 	hinted    map[string][]*registry.Endpoint   // by name: channel 4
@@ -205,7 +211,7 @@ func compareBackends(a, b *Backend) int {
 func (m *merger) listed(b lb.Backend) Backend {
 	out := Backend{Backend: b}
 	if b.Node != "" && b.Node != m.node {
-		out.Remote = true
+		out.Remote, out.Zone = true, m.nodes[b.Node].ID
 		return out
 	}
 	if e := m.byAddress[b.Address]; e != nil {

@@ -2,6 +2,7 @@ package state
 
 import (
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,8 @@ type Store struct {
 	overrides    overrides
 	unhealthy    map[HealthRef]struct{}
 	ejections    map[HealthRef]Ejection
+	nodes        map[string]Node
+	outside      *Outside
 }
 
 // New returns a store for the node of that name. Drains and weights set by command are read from
@@ -40,6 +43,7 @@ func New(node, stateDir string, timeouts lb.Timeouts, log *slog.Logger) *Store {
 		now:      time.Now,
 		timeouts: timeouts,
 		changed:  make(chan struct{}, 1),
+		outside:  &Outside{},
 	}
 	if err := s.overrides.load(stateDir); err != nil {
 		log.Error("drains and weights set by command are lost", "err", err)
@@ -107,7 +111,7 @@ func (s *Store) publish(touched map[string]bool) {
 
 // same says whether two snapshots mean the same.
 func same(a, b *Snapshot) bool {
-	return a.Timeouts == b.Timeouts && slices.Equal(a.Services, b.Services) &&
+	return a.Timeouts == b.Timeouts && a.Outside == b.Outside && maps.Equal(a.Nodes, b.Nodes) && slices.Equal(a.Services, b.Services) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, sameEndpoint)
 }
 
