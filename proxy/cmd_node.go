@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strconv"
+
 	"github.com/spf13/cobra"
 
 	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
@@ -16,6 +18,15 @@ var nodeColumns = []column[api.Node]{
 	{"NAME", func(n api.Node) string { return n.Name }},
 	{"ADDRESS", func(n api.Node) string { return addressOrNone(n.Address) }},
 	{"REACHABLE", func(n api.Node) string { return yesNo(n.Reachable) }},
+	{"MTU", func(n api.Node) string { return mtuOrNone(n.MTU) }},
+}
+
+// mtuOrNone returns the MTU, or "" for this node, to which there is no tunnel.
+func mtuOrNone(mtu uint32) string {
+	if mtu == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(mtu), 10)
 }
 
 func newNodeList(a *app) *cobra.Command {

@@ -116,8 +116,11 @@ func (s *Server) endpointRows() []Endpoint {
 
 // nodeRows returns the rows of the node listing.
 func (s *Server) nodeRows() []Node {
-	n := s.view.Node()
-	return []Node{{Name: n.Name, Address: n.Address, Reachable: n.Reachable}}
+	out := []Node{}
+	for _, n := range s.view.Nodes() {
+		out = append(out, Node(n))
+	}
+	return out
 }
 
 // flowNames turns a pair's ids into names and times. It is built once per listing.

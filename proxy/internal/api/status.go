@@ -51,9 +51,8 @@ func (s *Server) nodeStatus() (Status, error) {
 // pending returns what the configuration asks for and this release does not do.
 func (s *Server) pending() []string {
 	out := s.view.Config().Pending()
-	node := s.view.Node().Name
 	for _, svc := range s.view.Services() {
-		for _, text := range config.PendingIn(&svc.Service, node) {
+		for _, text := range config.PendingIn(&svc.Service) {
 			out = append(out, "service "+svc.Name+": "+text)
 		}
 	}

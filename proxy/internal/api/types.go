@@ -76,6 +76,7 @@ type Node struct {
 	Name      string     `json:"name"`
 	Address   netip.Addr `json:"address"`
 	Reachable bool       `json:"reachable"`
+	MTU       uint32     `json:"mtu"` // the largest packet that fits through the tunnel to it; 0 for this node
 }
 
 // Flow is one pair of the connection table.

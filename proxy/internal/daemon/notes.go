@@ -51,7 +51,7 @@ func (p *proxy) newNotes(said map[string]bool) map[string]bool {
 		pending("", text)
 	}
 	for _, s := range p.Services() {
-		for _, text := range config.PendingIn(&s.Service, p.Node().Name) {
+		for _, text := range config.PendingIn(&s.Service) {
 			pending(s.Name, text)
 		}
 	}

@@ -84,7 +84,7 @@ func (c *Collector) read() (*scrape, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &scrape{
-		version: c.version, node: c.view.Node(), status: c.view.Status(), endpoints: len(c.view.Endpoints()),
+		version: c.version, nodes: c.view.Nodes(), status: c.view.Status(), endpoints: len(c.view.Endpoints()),
 		services: slices.DeleteFunc(c.view.Services(), func(s view.Service) bool { return s.ID == 0 }),
 		backends: slices.DeleteFunc(c.view.Backends(""), func(b view.Backend) bool { return b.ID == 0 }),
 		findings: c.countFindings(),

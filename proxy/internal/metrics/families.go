@@ -52,7 +52,7 @@ var families = []family{
 // scrape is what one scrape read, before any of it is written.
 type scrape struct {
 	version   string
-	node      view.Node
+	nodes     []view.Node
 	status    view.Status
 	services  []view.Service // in the maps
 	backends  []view.Backend // in the maps
@@ -78,9 +78,12 @@ func writeServices(s *scrape, e *emitter)        { e.sample(uint64(len(s.service
 func writeEndpoints(s *scrape, e *emitter)       { e.sample(uint64(s.endpoints)) }
 
 func writeNodes(s *scrape, e *emitter) {
-	reachable := number(s.node.Reachable)
+	var reachable uint64
+	for _, n := range s.nodes {
+		reachable += number(n.Reachable)
+	}
 	e.sample(reachable, "reachable")
-	e.sample(1-reachable, "unreachable")
+	e.sample(uint64(len(s.nodes))-reachable, "unreachable")
 }
 
 func writeConfigErrors(s *scrape, e *emitter) {

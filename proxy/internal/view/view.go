@@ -44,6 +44,8 @@ func (e *InvalidError) Error() string {
 type View interface {
 	// Node returns this node.
 	Node() Node
+	// Nodes returns all nodes, this one included, by name.
+	Nodes() []Node
 	// Config returns the settings that are in force. Do not change it.
 	Config() *config.Config
 	// Services returns the services by name.
@@ -84,6 +86,7 @@ type Node struct {
 	Name      string
 	Address   netip.Addr // underlay address; not valid if the node has none
 	Reachable bool
+	MTU       uint32 // the largest packet that fits through the tunnel to it; 0 for this node
 }
 
 // Service is a service and where it stands.

@@ -22,6 +22,7 @@ var Now = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 // View is a view.View that shows its fields and records what it is asked to change.
 type View struct {
 	NodeValue       view.Node
+	PeerValues      []view.Node
 	ConfigValue     *config.Config
 	ServiceValues   []view.Service
 	BackendValues   []view.Backend
@@ -66,6 +67,7 @@ func NewView() *View {
 	empty := lb.Service{Name: "empty", VIPs: []netip.Addr{addr("198.51.100.99")}, Ports: []lb.Port{{Protocol: lb.TCP, Port: 9, TargetPort: 9}}}
 	return &View{
 		NodeValue:   view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
+		PeerValues:  peers(),
 		ConfigValue: config.Default(),
 		ServiceValues: []view.Service{
 			{Service: web, File: "/etc/tclb/services.d/web.yaml", ID: 1, MovedSlots: 17, Probes: view.Probes{Success: 90, Failure: 7, Timeout: 2}, Ejections: view.Ejections{Refused: 5, Unanswered: 3, Ejected: 1}},
@@ -101,6 +103,13 @@ func NewView() *View {
 
 // addr is an address of the documentation.
 var addr = netip.MustParseAddr
+
+func peers() []view.Node {
+	return []view.Node{
+		{Name: "node-b", Address: addr("192.0.2.12"), Reachable: true, MTU: 1450},
+		{Name: "node-c", Address: addr("2001:db8:e::13"), MTU: 1430},
+	}
+}
 
 func endpoints() []view.Endpoint {
 	return []view.Endpoint{
@@ -140,6 +149,9 @@ func unattached() []view.Unattached {
 
 // Node implements view.View, as all methods below.
 func (v *View) Node() view.Node { return v.NodeValue }
+
+// Nodes implements view.View.
+func (v *View) Nodes() []view.Node { return append([]view.Node{v.NodeValue}, v.PeerValues...) }
 
 // Config returns ConfigValue.
 func (v *View) Config() *config.Config { return v.ConfigValue }
