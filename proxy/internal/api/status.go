@@ -44,7 +44,11 @@ func (s *Server) nodeStatus() (Status, error) {
 	for _, u := range s.view.Unattached() {
 		out.Unattached = append(out.Unattached, Unattached(u))
 	}
-	out.Problems = append(problems(out, s.view.Endpoints()), s.pending()...)
+	out.Problems = problems(out, s.view.Endpoints())
+	for _, text := range status.Ways {
+		out.Problems = append(out.Problems, oneLine(text))
+	}
+	out.Problems = append(out.Problems, s.pending()...)
 	return out, nil
 }
 

@@ -110,6 +110,7 @@ type proxy struct {
 	checks    *checks           // of backends' health
 	ejections *ejections        // of those who fail their clients
 	peers     *peers            // other nodes
+	uplinks   *uplinks          // where clients outside are
 	hostKick  chan struct{}     // the host path may be out of date
 	peersKick chan struct{}     // the way to other nodes may be
 	saveKick  chan struct{}     // tables are to be saved
@@ -236,7 +237,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	})
 	p.ejections = newEjections(p.store, outlier.New(countsOf(p.datapath), p.Log), p.reconcile.Service)
 	p.node.Store(&view.Node{Name: cfg.Node.Name, Reachable: true})
-	p.peers = newPeers(p.datapath)
+	p.peers, p.uplinks = newPeers(p.datapath), newUplinks(p.datapath)
 	if err := p.findPeers(cfg); err != nil {
 		return err
 	}
@@ -253,7 +254,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	if err := p.checkPool(cfg); err != nil {
 		return err
 	}
-	p.services.Start(cfg.VIPPool, p.subnets())
+	p.services.Start(cfg.Surroundings(p.subnets()))
 	return nil
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -104,8 +105,9 @@ func (p *proxy) syncHost() error {
 		for _, svc := range s.Services {
 			vips = append(vips, svc.Spec.VIPs...)
 		}
+		p.noteOwnVIPs(vips)
 		p.noteBridges(s.Endpoints)
-		p.services.SetSurroundings(cfg.VIPPool, p.subnets())
+		p.services.SetSurroundings(cfg.Surroundings(p.subnets()))
 	}
 	// The hairpin addresses as well: what came by tunnel for a process of the host has them as source.
 	st, hostErr := p.host.Sync(host.Prefixes(cfg.VIPPool, vips), address)
@@ -117,6 +119,25 @@ func (p *proxy) noteOwn(cfg *config.Config, found [2]netip.Addr) {
 	p.node.Store(&view.Node{Name: p.node.Load().Name, Address: ownAddress(cfg, found), Reachable: true})
 	own := ownAddresses(cfg, found)
 	if *p.peers.own.Swap(&own) != own {
+		p.kickPeers()
+	}
+}
+
+// noteOwnVIPs notes which VIPs are addresses of this node as well: there its own processes come first.
+func (p *proxy) noteOwnVIPs(vips []netip.Addr) {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return // what was known stays
+	}
+	here := make(map[netip.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			here[prefix.Addr().Unmap()] = true
+		}
+	}
+	own := slices.DeleteFunc(slices.Clone(vips), func(v netip.Addr) bool { return !here[v] })
+	slices.SortFunc(own, netip.Addr.Compare)
+	if !slices.Equal(*p.peers.ownVIPs.Swap(&own), own) {
 		p.kickPeers()
 	}
 }

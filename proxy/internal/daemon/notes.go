@@ -55,6 +55,13 @@ func (p *proxy) newNotes(said map[string]bool) map[string]bool {
 			pending(s.Name, text)
 		}
 	}
+	if s := p.store.Snapshot(); s != nil {
+		for _, text := range nowhere(s) {
+			if now[text] = true; !said[text] {
+				p.Log.Warn(text)
+			}
+		}
+	}
 	for _, u := range p.Unattached() {
 		key := u.ContainerID + " " + u.Ifname + " unattached"
 		if now[key] = true; !said[key] {

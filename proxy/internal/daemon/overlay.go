@@ -43,6 +43,8 @@ type peers struct {
 	tunnel atomic.Pointer[datapath.TunnelSettings] // never nil
 	own    atomic.Pointer[[2]netip.Addr]           // this node's addresses; never nil
 
+	ownVIPs atomic.Pointer[[]netip.Addr] // VIPs that are addresses of this node; never nil
+
 	mu       sync.Mutex // guards all below
 	listed   []nodes.Peer
 	ids      map[string]uint16 // of them, by name
@@ -59,6 +61,7 @@ func newPeers(d nodes.Maps) *peers {
 	n := &peers{table: nodes.New(d), lost: make(map[string]bool)}
 	n.tunnel.Store(&datapath.TunnelSettings{})
 	n.own.Store(&[2]netip.Addr{})
+	n.ownVIPs.Store(&[]netip.Addr{})
 	return n
 }
 
@@ -198,27 +201,34 @@ func (p *proxy) findPeers(cfg *config.Config) error {
 func (p *proxy) followPeers(ctx context.Context) error {
 	ticker := time.NewTicker(peersEvery)
 	defer ticker.Stop()
-	said := ""
+	defer p.uplinks.announcer.Close()
 	for {
 		err := p.syncPeers(ctx)
-		text := ""
-		if err != nil && ctx.Err() == nil {
-			if text = err.Error(); text != said {
-				p.Log.Error("other nodes or clients outside may not be reached", "err", err)
-			}
+		if ctx.Err() == nil {
+			p.notePeerProblems(err)
 		}
-		said = text
-		p.peers.mu.Lock()
-		p.peers.problems = nil
-		if text != "" {
-			p.peers.problems = strings.Split(text, "\n")
-		}
-		p.peers.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		case <-p.peersKick:
+		}
+	}
+}
+
+// notePeerProblems keeps what is wrong, and logs what was not so before.
+func (p *proxy) notePeerProblems(err error) {
+	var now []string
+	if err != nil {
+		now = strings.Split(err.Error(), "\n")
+	}
+	p.peers.mu.Lock()
+	before := p.peers.problems
+	p.peers.problems = now
+	p.peers.mu.Unlock()
+	for _, text := range now {
+		if !slices.Contains(before, text) {
+			p.Log.Error("other nodes or clients outside are not reached as they should be", "err", text)
 		}
 	}
 }
@@ -231,6 +241,8 @@ func (p *proxy) syncPeers(ctx context.Context) error {
 	if errs = append(errs, err); err == nil && *p.peers.tunnel.Swap(&tunnel) != tunnel {
 		p.kickHost()
 	}
+	p.noteOutside(cfg, *p.peers.ownVIPs.Load())
+	errs = append(errs, p.syncUplinks(cfg), p.announceVIPs())
 	p.peers.mu.Lock()
 	list := p.peers.listed
 	p.peers.mu.Unlock()
@@ -327,6 +339,48 @@ func translatedPorts(low, high uint16) (first, last uint16) {
 	return high + 1, highest
 }
 
+// lowMTU is what IPv6 needs of every way.
+const lowMTU = 1280
+
+// wayProblems returns what is wrong with the ways to other nodes and to clients outside, a line each.
+func (p *proxy) wayProblems() []string {
+	n := p.peers
+	known := n.table.Nodes()
+	n.mu.Lock()
+	out := slices.Clone(n.problems)
+	for _, peer := range n.listed {
+		if n.lost[peer.Name] {
+			out = append(out, fmt.Sprintf("node %s (%s) cannot be reached: its backends take no new connections as long as others do", peer.Name, peer.VTEP))
+		}
+		if mtu := known[peer.Name].MTU; mtu < lowMTU {
+			out = append(out, fmt.Sprintf("node %s: packets of %d bytes fit through the tunnel, and IPv6 needs %d: the underlay needs a larger MTU", peer.Name, mtu, lowMTU))
+		}
+	}
+	n.mu.Unlock()
+	if s := p.store.Snapshot(); s != nil {
+		out = append(out, nowhere(s)...)
+	}
+	return out
+}
+
+// nowhere returns a line for each node that backends are said to be on and nobody knows.
+func nowhere(s *state.Snapshot) []string {
+	var out []string
+	for _, svc := range s.Services {
+		said := make(map[string]bool)
+		for i := range svc.Backends {
+			b := &svc.Backends[i]
+			if b.Placed() || said[b.Node] {
+				continue
+			}
+			said[b.Node] = true
+			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, which is not known: it gets no connections until nodes in tclb.yaml has that node",
+				svc.Spec.Name, svc.File, b.Key(), b.Node))
+		}
+	}
+	return out
+}
+
 // Nodes implements view.View.
 func (p *proxy) Nodes() []view.Node {
 	n := p.peers
@@ -335,7 +389,7 @@ func (p *proxy) Nodes() []view.Node {
 	defer n.mu.Unlock()
 	out := []view.Node{p.Node()}
 	for _, peer := range n.listed {
-		out = append(out, view.Node{Name: peer.Name, Address: peer.VTEP, Reachable: !n.lost[peer.Name], MTU: known[peer.Name].MTU})
+		out = append(out, view.Node{Name: peer.Name, Address: peer.VTEP, Reachable: !n.lost[peer.Name], ID: n.ids[peer.Name], MTU: known[peer.Name].MTU})
 	}
 	slices.SortFunc(out, func(a, b view.Node) int { return strings.Compare(a.Name, b.Name) })
 	return out

@@ -177,6 +177,7 @@ func (p *proxy) Status() view.Status {
 		out.Errors = append(out.Errors, view.ServiceError{Service: e.Service, Err: e.Err.Error(), Since: e.Since})
 	}
 	out.Unhealthy = p.unhealthy()
+	out.Ways = p.wayProblems()
 	return out
 }
 

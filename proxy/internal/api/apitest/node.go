@@ -90,6 +90,7 @@ func NewView() *View {
 			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
 			Errors:    []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
 			Unhealthy: unhealthy(),
+			Ways:      []string{"node node-c (2001:db8:e::13) cannot be reached: its backends take no new connections as long as others do"},
 			Passes:    view.Timing{Count: 3, Total: 1500 * time.Millisecond},
 			Tables:    view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
 		},
@@ -106,8 +107,8 @@ var addr = netip.MustParseAddr
 
 func peers() []view.Node {
 	return []view.Node{
-		{Name: "node-b", Address: addr("192.0.2.12"), Reachable: true, MTU: 1450},
-		{Name: "node-c", Address: addr("2001:db8:e::13"), MTU: 1430},
+		{Name: "node-b", Address: addr("192.0.2.12"), Reachable: true, ID: 7, MTU: 1450},
+		{Name: "node-c", Address: addr("2001:db8:e::13"), ID: 8, MTU: 1430},
 	}
 }
 
