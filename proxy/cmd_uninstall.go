@@ -13,6 +13,7 @@ import (
 
 	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/overlay"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
@@ -46,6 +47,7 @@ func (a *app) uninstall() error {
 	r := &removal{app: a}
 	r.links()
 	r.hostPath()
+	r.tunnel()
 	r.filters()
 	r.pins()
 	r.files()
@@ -131,6 +133,15 @@ func (r *removal) hostPath() {
 	}
 	if present {
 		r.removed("device " + host.Device + " and its routes")
+	}
+}
+
+// tunnel removes the way to other nodes.
+func (r *removal) tunnel() {
+	there, err := overlay.Remove()
+	r.check(err)
+	if there && err == nil {
+		r.removed("device " + overlay.Device)
 	}
 }
 

@@ -60,6 +60,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 		{pkg: "pkg/datapath", not: inModule("pkg/registry", "pkg/overlay", "proxy", "plugin")},
 		{pkg: "pkg/attach", not: inModule("pkg/registry", "pkg/overlay", "proxy", "plugin")},
 		{pkg: "pkg/registry", not: append(inModule("pkg/datapath", "pkg/attach", "proxy", "plugin"), kernel...)},
+		{pkg: "pkg/overlay", not: append(inModule("bpf", "pkg/datapath", "pkg/attach", "pkg/registry", "proxy", "plugin"), "github.com/cilium/ebpf")},
 		{pkg: "plugin", not: inModule("proxy")},
 		{pkg: "proxy/...", not: inModule("plugin")},
 		{pkg: "proxy/internal/cluster", not: append(inModule("pkg/datapath", "pkg/attach", "proxy/internal/reconcile"), kernel...)},

@@ -20,7 +20,8 @@ type network struct {
 	list *libcni.NetworkConfigList
 }
 
-// Subnets of the nodes' two networks, in documentation ranges; every node has the same.
+// Subnets of the nodes' two networks, in documentation ranges; nodes have the same, unless a test says
+// otherwise.
 var (
 	subnetsA = []string{"198.51.100.0/25", "2001:db8:a::/64"}
 	subnetsB = []string{"198.51.100.128/25", "2001:db8:b::/64"}
@@ -44,7 +45,7 @@ func (n *node) network(name string, entries ...conf) network {
 // change, for host-local counts addresses by it.
 func (n *node) bridged(with ...conf) network {
 	n.t.Helper()
-	return n.network("red", n.bridge("red0", subnetsA), n.ours(with...))
+	return n.network("red", n.bridge("red0", n.subnets), n.ours(with...))
 }
 
 // bridge is an entry of upstream's plugin. The first network to be attached has the default route.

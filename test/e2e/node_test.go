@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +30,9 @@ type node struct {
 	dir                                    string
 	bpffs, runDir, stateDir, services, cfg string
 
+	subnets  []string   // of its containers
+	underlay netip.Addr // that other nodes tunnel to; not valid for a node alone
+
 	proxy       *exec.Cmd // nil while none runs
 	exited      chan error
 	errorsAreOK bool // the proxy's log may have errors
@@ -42,7 +46,8 @@ func newNode(t *testing.T, extra ...string) *node {
 	name := fmt.Sprintf("n%d", nodes.Add(1))
 	dir := filepath.Join(workDir, name)
 	n := &node{
-		dir: dir, bpffs: filepath.Join(dir, "bpf"), runDir: filepath.Join(dir, "run"),
+		subnets: subnetsA,
+		dir:     dir, bpffs: filepath.Join(dir, "bpf"), runDir: filepath.Join(dir, "run"),
 		stateDir: filepath.Join(dir, "state"), services: filepath.Join(dir, "services.d"), cfg: filepath.Join(dir, "tclb.yaml"),
 	}
 	for _, d := range []string{n.services, n.runDir} {
@@ -63,7 +68,11 @@ func newNode(t *testing.T, extra ...string) *node {
 // told their sizes as by a proxy of an earlier boot, for it may come first.
 func (n *node) configureProxy(extra ...string) {
 	n.t.Helper()
-	lines := append([]string{"node: {name: " + n.name + "}", "servicesDir: " + n.services}, extra...)
+	self := "name: " + n.name
+	if n.underlay.IsValid() {
+		self += fmt.Sprintf(", address: %q", n.underlay)
+	}
+	lines := append([]string{"node: {" + self + "}", "servicesDir: " + n.services}, extra...)
 	for key, small := range map[string]string{"datapath": smallMaps, "conntrack": "maxEntries: 4096"} {
 		if !strings.Contains(strings.Join(extra, "\n"), key+":") {
 			lines = append(lines, key+": {"+small+"}")

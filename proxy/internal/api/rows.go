@@ -118,6 +118,8 @@ func (s *Server) endpointRows() []Endpoint {
 type flowNames struct {
 	services map[uint32]string
 	nodes    map[uint32]string // by backend id
+	zones    map[uint16]string // by node id
+	own      string            // this node's name
 	timeouts map[uint32]lb.Timeouts
 	datapath Datapath
 }
@@ -126,6 +128,8 @@ func (s *Server) newFlowNames() *flowNames {
 	n := &flowNames{
 		services: make(map[uint32]string),
 		nodes:    make(map[uint32]string),
+		zones:    make(map[uint16]string),
+		own:      s.view.Node().Name,
 		timeouts: make(map[uint32]lb.Timeouts),
 		datapath: s.datapath,
 	}
@@ -135,6 +139,10 @@ func (s *Server) newFlowNames() *flowNames {
 	for _, b := range s.view.Backends("") {
 		n.nodes[b.ID] = b.Node
 	}
+	for _, peer := range s.view.Nodes() {
+		n.zones[peer.ID] = peer.Name
+	}
+	delete(n.zones, 0)
 	// 0 is "not in the maps" there, and "no service" or "no backend" in a pair.
 	delete(n.services, 0)
 	delete(n.nodes, 0)
@@ -144,12 +152,23 @@ func (s *Server) newFlowNames() *flowNames {
 func (n *flowNames) row(p datapath.Pair) Flow {
 	return Flow{
 		Protocol: p.Protocol.String(), Client: p.Client, VIP: p.VIP, Backend: p.Backend,
-		State: p.State.String(), Node: n.nodes[p.BackendID], Service: n.services[p.Service],
+		State: p.State.String(), Node: n.node(p), Service: n.services[p.Service],
 		AgeSeconds:     int64(p.Created / time.Second),
 		ExpiresSeconds: int64(max(0, n.timeout(p)-p.Idle) / time.Second),
 		Packets:        p.Packets[0] + p.Packets[1],
 		Bytes:          p.Bytes[0] + p.Bytes[1],
 	}
+}
+
+// node returns the name of the backend's node. What came by tunnel stays here.
+func (n *flowNames) node(p datapath.Pair) string {
+	switch {
+	case p.BackendZone != 0:
+		return n.zones[p.BackendZone]
+	case p.Return:
+		return n.own
+	}
+	return n.nodes[p.BackendID]
 }
 
 // timeout returns how long a pair may be idle in the state that it is in.

@@ -46,6 +46,9 @@ func (s *Server) nodeStatus() (Status, error) {
 		out.Unattached = append(out.Unattached, Unattached(u))
 	}
 	out.Problems = append(problems(out, s.view.Endpoints()), nodeProblems(nodes)...)
+	for _, text := range status.Ways {
+		out.Problems = append(out.Problems, oneLine(text))
+	}
 	out.Problems = append(out.Problems, s.pending()...)
 	if c := status.Cluster; c != nil {
 		out.Etcd = &Etcd{Endpoints: orEmpty(c.Endpoints), Connected: c.Connected, Since: c.Since, Error: oneLine(c.Error), Nodes: c.Nodes, Lost: c.Lost}
@@ -57,9 +60,8 @@ func (s *Server) nodeStatus() (Status, error) {
 // pending returns what the configuration asks for and this release does not do.
 func (s *Server) pending() []string {
 	out := s.view.Config().Pending()
-	node := s.view.Node().Name
 	for _, svc := range s.view.Services() {
-		for _, text := range config.PendingIn(&svc.Service, node) {
+		for _, text := range config.PendingIn(&svc.Service) {
 			out = append(out, "service "+svc.Name+": "+text)
 		}
 	}

@@ -26,7 +26,7 @@ func (d *Definition) readBackends(m *mapping) {
 	}
 	seen := make(firsts[backendKey], len(elements))
 	d.Service.Backends = make([]lb.Backend, 0, len(elements))
-	d.backends = make([]spot, 0, len(elements))
+	d.backends, d.nodes = make([]spot, 0, len(elements)), make([]spot, 0, len(elements))
 	for _, e := range elements {
 		e.fields(func(m *mapping) {
 			b := lb.Backend{Weight: lb.DefaultWeight}
@@ -40,14 +40,18 @@ func (d *Definition) readBackends(m *mapping) {
 				return
 			}
 			if b.Address, ok = value(at, unicast("backend address")); ok {
-				d.addBackend(at, b, seen)
+				node, ok := m.get("node")
+				if !ok {
+					node = at // nothing is wrong with it
+				}
+				d.addBackend(at, node, b, seen)
 			}
 		})
 	}
 }
 
 // addBackend takes a backend in unless its address is in the way.
-func (d *Definition) addBackend(at cursor, b lb.Backend, seen firsts[backendKey]) {
+func (d *Definition) addBackend(at, node cursor, b lb.Backend, seen firsts[backendKey]) {
 	what := "backend " + b.Address.String()
 	if b.Node != "" {
 		what += " of node " + b.Node
@@ -60,7 +64,7 @@ func (d *Definition) addBackend(at cursor, b lb.Backend, seen firsts[backendKey]
 		return
 	}
 	d.Service.Backends = append(d.Service.Backends, b)
-	d.backends = append(d.backends, at.spot())
+	d.backends, d.nodes = append(d.backends, at.spot()), append(d.nodes, node.spot())
 	if len(d.Service.VIPs) == 0 || d.vipLost {
 		return // CheckPool comes later, or the VIPs must be right first
 	}

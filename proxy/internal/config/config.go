@@ -44,7 +44,8 @@ type Config struct {
 	Uplinks []string
 
 	// Announce answers ARP and neighbour discovery for VIPs on the uplinks (key announce), so
-	// that hosts of that link need no route. Default: false.
+	// that hosts of that link need no route. Of the nodes on one link a single one answers for a VIP, so
+	// all of them must have the same value here. Default: false.
 	Announce bool
 
 	// Tunnel is how packets travel to backends on other nodes (key tunnel).
@@ -122,8 +123,8 @@ type Tunnel struct {
 	// Protocol of the tunnel (key tunnel.protocol): vxlan. Default: vxlan.
 	Protocol string
 
-	// Port is the UDP port on every node (key tunnel.port). Default: 4789, shared with other
-	// VXLAN devices of the host as long as the VNI differs.
+	// Port is the UDP port on every node (key tunnel.port). The kernel does not let our device share it
+	// with others: where the host has a VXLAN device already, choose another one. Default: 4789.
 	Port uint16
 
 	// VNI is the tunnel network's number (key tunnel.vni), the same on all nodes of a cluster and
@@ -135,8 +136,8 @@ type Tunnel struct {
 	// Default: auto.
 	SNAT string
 
-	// MTU of the tunnel device in bytes (key tunnel.mtu). Default: 0, the underlay's less the
-	// tunnel's headers.
+	// MTU is the largest packet that goes through the tunnel, without its headers (key tunnel.mtu).
+	// At least 1280, which IPv6 needs. Default: 0, for each node what the way to it lets through.
 	MTU int
 }
 
@@ -153,7 +154,7 @@ type Peer struct {
 	Subnets []netip.Prefix
 
 	// MAC is the Ethernet address of the peer's VXLAN device (key nodes[].mac), for peers that
-	// have a plain one instead of tclb. Default: "", worked out from the peer's name.
+	// have a plain one instead of tclb. Default: "", worked out from the peer's address.
 	MAC string
 }
 

@@ -183,6 +183,9 @@ func TestPoolVIPIsNotTakenAway(t *testing.T) {
 
 func TestServiceMustFitItsSurroundings(t *testing.T) {
 	auto := "services: [{name: auto, ports: [{port: 80}], backends: [{address: 10.88.0.5}, {address: \"2001:db8::5\"}]}]\n"
+	elsewhere := "services:\n- {name: web, vips: [10.96.0.1], ports: [{port: 80}], backends: [\n" +
+		"  {address: 10.88.0.5, node: node-b}, {address: 10.88.0.5, node: node-a},\n\n" +
+		"  {address: 10.88.0.6, node: nodeb}, {address: 10.88.0.7}]}\n"
 	tests := []struct {
 		name, text, want string
 		env              Surroundings
@@ -202,6 +205,17 @@ func TestServiceMustFitItsSurroundings(t *testing.T) {
 			"f.yaml:2:43: services[0].vips[0]: VIP 10.88.3.4 is inside the container subnet 10.88.0.0/16: choose one outside",
 			Surroundings{Subnets: prefixes("10.89.0.0/16", "10.88.0.0/16")},
 		},
+		{
+			"VIP that is a node's address", svc("web 192.0.2.12"),
+			`f.yaml:2:43: services[0].vips[0]: VIP 192.0.2.12 is the address of node "node-b": choose another one`,
+			Surroundings{Hosts: map[netip.Addr]string{netip.MustParseAddr("192.0.2.12"): "node-b"}},
+		},
+		{
+			"backends on nodes", elsewhere,
+			`f.yaml:5:30: services[0].backends[2].node: node "nodeb" is neither this node nor in nodes: add it to nodes in tclb.yaml, or correct the name`,
+			Surroundings{Nodes: []string{"node-a", "node-b"}},
+		},
+		{"backends where nodes come and go", elsewhere, "", Surroundings{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

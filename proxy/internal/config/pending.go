@@ -17,13 +17,11 @@ func (c *Config) Pending() []string {
 	}
 	add(c.Datapath.Mode == "userspace", "datapath.mode userspace")
 	add(c.Datapath.SocketLB, "datapath.socketLB")
-	add(len(c.Uplinks) > 0, "uplinks: balancing for clients from outside")
-	add(len(c.Nodes) > 0, "nodes: reaching backends on other nodes")
 	return out
 }
 
-// PendingIn says the same of one service. node is this node's name.
-func PendingIn(s *lb.Service, node string) []string {
+// PendingIn says the same of one service.
+func PendingIn(s *lb.Service) []string {
 	var out []string
 	add := func(on bool, format string, args ...any) {
 		if on {
@@ -33,7 +31,6 @@ func PendingIn(s *lb.Service, node string) []string {
 	add(s.DSR, "dsr is not in this release")
 	add(s.Accelerate, "accelerate is not in this release")
 	for _, b := range s.Backends {
-		add(b.Node != "" && b.Node != node, "backend %s/%s is on another node, which is not in this release: it gets no connections", b.Node, b.Address)
 		add(b.VLAN.Device != "", "backend %s: vlan is not in this release: it is reached by routing, without a tag", b.Address)
 	}
 	return out

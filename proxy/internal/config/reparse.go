@@ -69,8 +69,8 @@ func (d Definition) moved(lines int) Definition {
 		return d
 	}
 	d.name.at.line += lines
-	d.vips, d.backends = slices.Clone(d.vips), slices.Clone(d.backends)
-	for _, spots := range [][]spot{d.vips, d.backends} {
+	d.vips, d.backends, d.nodes = slices.Clone(d.vips), slices.Clone(d.backends), slices.Clone(d.nodes)
+	for _, spots := range [][]spot{d.vips, d.backends, d.nodes} {
 		for i := range spots {
 			spots[i].at.line += lines
 		}

@@ -22,6 +22,7 @@ type Definition struct {
 	name     spot
 	vips     []spot // as Service.VIPs
 	backends []spot // the addresses, as Service.Backends
+	nodes    []spot // their nodes; the addresses, where none is named
 	vipLost  bool   // a VIP is wrong, so the families are not known
 }
 

@@ -2,7 +2,9 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 )
 
 // Surroundings are what the services files must fit beside each other.
@@ -13,6 +15,14 @@ type Surroundings struct {
 	// Subnets are the container subnets in use. A VIP inside one is refused: its packets would be
 	// looked for on that link, and a container could be given the same address.
 	Subnets []netip.Prefix
+
+	// Nodes are the names that a backend's node can have; nil = any. A backend on a node that nobody
+	// knows would never get a packet.
+	Nodes []string
+
+	// Hosts are the underlay addresses of nodes, by address. None of them can be a VIP: what goes by
+	// tunnel would be taken for the service's.
+	Hosts map[netip.Addr]string
 
 	// Held are the VIPs that services without vips have, by service name. No other service can
 	// claim one while its holder is there.
@@ -29,9 +39,25 @@ func (env *Surroundings) check(f *File) []Finding {
 			if n, ok := overlapping(netip.PrefixFrom(vip, vip.BitLen()), env.Subnets); ok {
 				d.vips[j].add(rep, fmt.Sprintf("VIP %s is inside the container subnet %s: choose one outside", vip, n))
 			}
+			if node, ok := env.Hosts[vip]; ok {
+				d.vips[j].add(rep, fmt.Sprintf("VIP %s is the address of node %s: choose another one", vip, show(node)))
+			}
 		}
+		d.checkNodes(rep, env.Nodes)
 	}
 	return rep.sorted()
+}
+
+// checkNodes records the backends that are on nodes which nobody knows.
+func (d *Definition) checkNodes(rep *report, known []string) {
+	if known == nil {
+		return
+	}
+	for i, b := range d.Service.Backends {
+		if b.Node != "" && !slices.Contains(known, b.Node) {
+			d.nodes[i].add(rep, fmt.Sprintf("node %s is neither this node nor in nodes: add it to nodes in tclb.yaml, or correct the name", show(b.Node)))
+		}
+	}
 }
 
 // checkPool records what is wrong with a service that will get its VIPs from the pool.
@@ -65,6 +91,50 @@ func (c *Config) CheckSubnets(subnets []netip.Prefix) []Finding {
 		}
 	}
 	return rep.sorted()
+}
+
+// checkHosts records the prefixes of vipPool that contain the address of a node.
+func (c *Config) checkHosts(rep *report) {
+	hosts := c.hosts()
+	addresses := slices.SortedFunc(maps.Keys(hosts), netip.Addr.Compare)
+	for i, p := range c.VIPPool {
+		for _, a := range addresses {
+			if p.Contains(a) {
+				rep.add(c.at[p], fmt.Sprintf("vipPool[%d]", i), fmt.Sprintf("%s contains %s, the address of node %s: choose a prefix that is not in use", p, a, show(hosts[a])))
+				break
+			}
+		}
+	}
+}
+
+// hosts returns the underlay addresses of nodes that are configured, and the nodes' names.
+func (c *Config) hosts() map[netip.Addr]string {
+	out := make(map[netip.Addr]string, len(c.Nodes)+1)
+	if c.Node.Address.IsValid() && len(c.Nodes) > 0 {
+		out[c.Node.Address] = c.Node.Name
+	}
+	for _, n := range c.Nodes {
+		out[n.Address] = n.Name
+	}
+	return out
+}
+
+// Surroundings returns what services files must fit beside, with the container subnets that are known.
+func (c *Config) Surroundings(subnets []netip.Prefix) Surroundings {
+	env := Surroundings{Pool: c.VIPPool, Subnets: subnets, Hosts: c.hosts()}
+	if len(c.Etcd.Endpoints) == 0 {
+		env.Nodes = []string{c.Node.Name}
+		for _, n := range c.Nodes {
+			env.Nodes = append(env.Nodes, n.Name)
+		}
+	}
+	return env
+}
+
+// Same says whether two are equal, apart from the VIPs that are held.
+func (env *Surroundings) Same(with *Surroundings) bool {
+	return slices.Equal(env.Pool, with.Pool) && slices.Equal(env.Subnets, with.Subnets) &&
+		slices.Equal(env.Nodes, with.Nodes) && maps.Equal(env.Hosts, with.Hosts)
 }
 
 // peerSubnets returns the container subnets that the configuration knows.

@@ -32,7 +32,7 @@ func (c *Config) read(m *mapping) {
 	m.fields("datapath", c.Datapath.read)
 	set(m, "listen", &c.Listen, orEmpty(listenAddress))
 	c.readVIPPool(m)
-	setList(m, "uplinks", &c.Uplinks, device)
+	setList(m, "uplinks", &c.Uplinks, uplink)
 	if announce, ok := m.get("announce"); ok {
 		c.readAnnounce(announce)
 	}
@@ -45,6 +45,7 @@ func (c *Config) read(m *mapping) {
 	for _, f := range c.CheckSubnets(c.peerSubnets()) {
 		m.rep.add(position{f.Line, f.Column}, f.Key, f.Reason)
 	}
+	c.checkHosts(m.rep)
 }
 
 func (c *Config) readAnnounce(at cursor) {
@@ -116,11 +117,20 @@ func (t *Tunnel) read(m *mapping) {
 // portNumber accepts a port of a transport protocol.
 var portNumber = integer[uint16](1, math.MaxUint16)
 
-// tunnelMTU accepts 0 for "as the underlay allows", or what IPv4 needs at least.
+// uplink accepts a device that others can be behind.
+func uplink(s scalar) (string, error) {
+	name, err := device(s)
+	if err == nil && (name == "lo" || strings.HasPrefix(name, "tclb")) {
+		err = fmt.Errorf("%s leads nowhere outside: name the device that clients come in by", show(name))
+	}
+	return name, err
+}
+
+// tunnelMTU accepts 0 for "as the underlay allows", or what IPv6 needs at least.
 func tunnelMTU(s scalar) (int, error) {
 	n, err := integer(0, math.MaxUint16)(s)
-	if err == nil && n != 0 && n < 576 {
-		err = errors.New("mtu " + s.text + " is out of range: want 576 to 65535, or 0 to follow the underlay")
+	if err == nil && n != 0 && n < 1280 {
+		err = errors.New("mtu " + s.text + " is out of range: want 1280 to 65535, or 0 to follow the underlay")
 	}
 	return n, err
 }
@@ -142,12 +152,20 @@ func (c *Config) readNodes(m *mapping) {
 			if at, ok := m.get("address"); ok {
 				if p.Address, ok = value(at, unicast("node address")); ok {
 					addresses.add(at, p.Address, "node address "+p.Address.String())
+					c.checkOwnEntry(at, &p)
 				}
 			}
 			setList(m, "subnets", &p.Subnets, prefix)
 			set(m, "mac", &p.MAC, orEmpty(hardwareAddress))
 			c.Nodes = append(c.Nodes, p)
 		})
+	}
+}
+
+// checkOwnEntry records that this node's own entry says something else than key node.
+func (c *Config) checkOwnEntry(at cursor, p *Peer) {
+	if own := c.Node.Address; p.Name == c.Node.Name && own.IsValid() && own != p.Address {
+		at.fail("node address %s is not this node's own: node.address is %s", p.Address, own)
 	}
 }
 

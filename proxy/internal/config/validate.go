@@ -77,7 +77,7 @@ func (v *validation) surroundings() Surroundings {
 			netip.PrefixFrom(netip.IPv6Unspecified(), 0),
 		}}
 	}
-	return Surroundings{Pool: v.settings.VIPPool, Subnets: v.settings.peerSubnets()}
+	return v.settings.Surroundings(v.settings.peerSubnets())
 }
 
 // isServicesFile tells the two kinds of file apart by their top-level keys. A file without any telling

@@ -48,6 +48,22 @@ func (p *proxy) tablesChanged() <-chan struct{} {
 	return p.cluster.TablesChanged()
 }
 
+// nodesChanged yields when nodes came to etcd or went; never without etcd.
+func (p *proxy) nodesChanged() <-chan struct{} {
+	if p.cluster == nil {
+		return nil
+	}
+	return p.cluster.NodesChanged()
+}
+
+// clusterNodes are the other nodes that etcd has.
+func (p *proxy) clusterNodes() []cluster.KnownNode {
+	if p.cluster == nil {
+		return nil
+	}
+	return p.cluster.Nodes()
+}
+
 // present is what other nodes are told of this one.
 func (p *proxy) present() cluster.Node {
 	address := p.node.Load().Address
@@ -77,10 +93,7 @@ func mtuOf(address netip.Addr) int {
 
 // clusterSubnets are the container subnets of the other nodes.
 func (p *proxy) clusterSubnets() (out []netip.Prefix) {
-	if p.cluster == nil {
-		return nil
-	}
-	for _, n := range p.cluster.Nodes() {
+	for _, n := range p.clusterNodes() {
 		out = append(out, n.Subnets...)
 	}
 	return out

@@ -61,7 +61,7 @@ const sizesFile = "sizes.json"
 // Run is the proxy. It returns nil after ctx ended, or why it cannot run.
 func Run(ctx context.Context, o Options) error {
 	p := &proxy{Options: o, started: time.Now(), passed: newSignal()}
-	p.hostKick, p.saveKick = make(chan struct{}, 1), make(chan struct{}, 1)
+	p.hostKick, p.peersKick, p.saveKick = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	cfg, err := p.loadConfig()
 	if err != nil {
 		return err
@@ -113,7 +113,10 @@ type proxy struct {
 	cluster   *cluster.Source   // the other nodes; nil without etcd
 	checks    *checks           // of backends' health
 	ejections *ejections        // of those who fail their clients
+	peers     *peers            // other nodes
+	uplinks   *uplinks          // where clients outside are
 	hostKick  chan struct{}     // the host path may be out of date
+	peersKick chan struct{}     // the way to other nodes may be
 	saveKick  chan struct{}     // tables are to be saved
 	passed    *signalAll        // a pass of the reconciler ended
 }
@@ -184,15 +187,21 @@ func (p *proxy) writeSizes(sizes datapath.Sizes) error {
 // programOf says which program a link pin is for, by the end of its name.
 func programOf(pin string) string {
 	switch {
+	case pin == overlayPin:
+		return datapath.FromOverlay
+	case strings.HasSuffix(pin, uplinkIn):
+		return datapath.FromUplink
+	case strings.HasSuffix(pin, uplinkOut):
+		return datapath.ToUplink
 	case strings.HasSuffix(pin, "-in"):
-		return "from_container"
+		return datapath.FromContainer
 	case strings.HasSuffix(pin, "-out"):
-		return "to_container"
+		return datapath.ToContainer
 	}
 	return "" // tclb0's is attached with its device
 }
 
-// updateLinks lets containers that are attached already run the programs of this binary. Also after a
+// updateLinks lets containers and devices that are attached already run the programs of this binary. Also after a
 // proxy that was killed between replacing the programs and the links.
 func (p *proxy) updateLinks() {
 	entries, err := os.ReadDir(datapath.LinkDir(p.BPFFS))
@@ -206,7 +215,7 @@ func (p *proxy) updateLinks() {
 		}
 		err := attach.Update(filepath.Join(datapath.LinkDir(p.BPFFS), e.Name()), p.datapath.Program(prog))
 		if err != nil && !errors.Is(err, attach.ErrDead) && !errors.Is(err, attach.ErrNotFound) {
-			p.Log.Error("a container runs the program of before", "endpoint", e.Name(), "err", err)
+			p.Log.Error("the program of before runs on", "pin", e.Name(), "err", err)
 		}
 	}
 }
@@ -219,7 +228,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	}
 	p.recounter = sweep.NewRecounter(p.datapath.Recount, p.Log)
 	p.host = host.New(p.attachHost, p.Log)
-	p.reach = p.newProber(cfg, nil)
+	p.reach = p.newProber(cfg, p.noteReach)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
 	p.joinCluster(cfg)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
@@ -235,6 +244,10 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	})
 	p.ejections = newEjections(p.store, outlier.New(countsOf(p.datapath), p.Log), p.reconcile.Service)
 	p.node.Store(&view.Node{Name: cfg.Node.Name, Reachable: true})
+	p.peers, p.uplinks = newPeers(p.datapath), newUplinks(p.datapath)
+	if err := p.findPeers(cfg); err != nil {
+		return err
+	}
 	p.learner = runtimes.NewLearner(runtimes.Options{
 		Podman: cfg.Runtimes.Podman, Containerd: cfg.Runtimes.Containerd,
 		StateDir: p.StateDir, Log: p.Log, Publish: p.store.SetEndpoints,
@@ -249,7 +262,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	if err := p.checkPool(cfg); err != nil {
 		return err
 	}
-	p.services.Start(cfg.VIPPool, p.subnets())
+	p.services.Start(cfg.Surroundings(p.subnets()))
 	return nil
 }
 
@@ -275,6 +288,7 @@ func (p *proxy) run(ctx context.Context) error {
 		g.Go(func() error { return hook(ctx, p, p.datapath) })
 	}
 	g.Go(func() error { return p.followHost(ctx) })
+	g.Go(func() error { return p.followPeers(ctx) })
 	g.Go(func() error { return p.reaper.Run(ctx) })
 	g.Go(func() error { return p.endpoints.Run(ctx) })
 	g.Go(func() error { return p.learner.Run(ctx) })

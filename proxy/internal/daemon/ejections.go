@@ -81,7 +81,7 @@ func watched(svc *state.Service, in reconcile.Service) (out []outlier.Target, co
 	out = make([]outlier.Target, 0, len(svc.Backends))
 	for i := range svc.Backends {
 		b := &svc.Backends[i]
-		if b.Remote {
+		if !b.Placed() {
 			continue
 		}
 		t := outlier.Target{
@@ -90,7 +90,7 @@ func watched(svc *state.Service, in reconcile.Service) (out []outlier.Target, co
 		}
 		for _, p := range svc.Spec.Ports {
 			at := outlier.Port{Port: svc.Spec.TargetPort(p, b.Backend), Protocol: p.Protocol}
-			at.ID = in.Backends[reconcile.Target{Address: b.Address, Port: at.Port, Protocol: at.Protocol}]
+			at.ID = in.Backends[reconcile.Target{Address: b.Address, Port: at.Port, Protocol: at.Protocol, Zone: b.Zone}]
 			if slices.Contains(t.Ports, at) {
 				continue
 			}

@@ -3,12 +3,15 @@ package daemon
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
 )
@@ -31,6 +34,14 @@ func (p *proxy) attachHost(ifindex int) error {
 func (p *proxy) kickHost() {
 	select {
 	case p.hostKick <- struct{}{}:
+	default:
+	}
+}
+
+// kickPeers asks for the way to other nodes to be looked at.
+func (p *proxy) kickPeers() {
+	select {
+	case p.peersKick <- struct{}{}:
 	default:
 	}
 }
@@ -87,30 +98,51 @@ func (p *proxy) syncHost() error {
 	if err != nil {
 		return err
 	}
-	node := view.Node{Name: p.node.Load().Name, Reachable: true}
-	if a := cfg.Node.Address; a.IsValid() {
-		if a.Is4() {
-			address[0] = a
-		} else {
-			address[1] = a
-		}
-		node.Address = a
-	} else if node.Address = address[0]; !node.Address.IsValid() {
-		node.Address = address[1]
-	}
-	if before := p.node.Swap(&node); before.Address != node.Address {
-		p.passed.tell() // the other nodes are to know it
-	}
-	var vips []netip.Addr
+	p.noteOwn(cfg, address)
+	address = *p.peers.own.Load()
+	vips := slices.Clone(cfg.Datapath.HairpinAddress)
 	if s := p.store.Snapshot(); s != nil {
 		for _, svc := range s.Services {
 			vips = append(vips, svc.Spec.VIPs...)
 		}
+		p.noteOwnVIPs(vips)
 		p.noteBridges(s.Endpoints)
-		p.services.SetSurroundings(cfg.VIPPool, p.subnets())
+		p.services.SetSurroundings(cfg.Surroundings(p.subnets()))
 	}
+	// The hairpin addresses as well: what came by tunnel for a process of the host has them as source.
 	st, hostErr := p.host.Sync(host.Prefixes(cfg.VIPPool, vips), address)
 	return errors.Join(hostErr, p.putSettings(st))
+}
+
+// noteOwn notes this node's addresses, of those that were found and are configured.
+func (p *proxy) noteOwn(cfg *config.Config, found [2]netip.Addr) {
+	node := view.Node{Name: p.node.Load().Name, Address: ownAddress(cfg, found), Reachable: true}
+	if before := p.node.Swap(&node); before.Address != node.Address {
+		p.passed.tell() // the other nodes are to know it
+	}
+	own := ownAddresses(cfg, found)
+	if *p.peers.own.Swap(&own) != own {
+		p.kickPeers()
+	}
+}
+
+// noteOwnVIPs notes which VIPs are addresses of this node as well: there its own processes come first.
+func (p *proxy) noteOwnVIPs(vips []netip.Addr) {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return // what was known stays
+	}
+	here := make(map[netip.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			here[prefix.Addr().Unmap()] = true
+		}
+	}
+	own := slices.DeleteFunc(slices.Clone(vips), func(v netip.Addr) bool { return !here[v] })
+	slices.SortFunc(own, netip.Addr.Compare)
+	if !slices.Equal(*p.peers.ownVIPs.Swap(&own), own) {
+		p.kickPeers()
+	}
 }
 
 // putSettings writes what programs have to know, if it differs.
@@ -121,6 +153,7 @@ func (p *proxy) putSettings(st host.State) error {
 		AntiSpoof:   cfg.Datapath.AntiSpoof,
 		HostIfindex: st.Ifindex,
 		HostMAC:     st.MAC,
+		Tunnel:      *p.peers.tunnel.Load(),
 	}
 	for _, a := range cfg.Datapath.HairpinAddress {
 		if a.Is4() {

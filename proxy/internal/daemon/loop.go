@@ -107,12 +107,13 @@ func (p *proxy) reloadAll() {
 		}
 		p.config.Store(cfg)
 		p.store.SetTimeouts(cfg.Conntrack.Timeouts)
-		p.services.SetSurroundings(cfg.VIPPool, p.subnets())
+		p.services.SetSurroundings(cfg.Surroundings(p.subnets()))
 		p.Log.Info("settings reloaded")
 	}
 	p.services.Reread()
 	p.endpoints.Reread()
 	p.kickHost()
+	p.kickPeers()
 }
 
 // bridges are the subnets of containers' networks, by bridge.

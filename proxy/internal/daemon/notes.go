@@ -51,8 +51,15 @@ func (p *proxy) newNotes(said map[string]bool) map[string]bool {
 		pending("", text)
 	}
 	for _, s := range p.Services() {
-		for _, text := range config.PendingIn(&s.Service, p.Node().Name) {
+		for _, text := range config.PendingIn(&s.Service) {
 			pending(s.Name, text)
+		}
+	}
+	if s := p.store.Snapshot(); s != nil {
+		for _, text := range nowhere(s) {
+			if now[text] = true; !said[text] {
+				p.Log.Warn(text)
+			}
 		}
 	}
 	for _, u := range p.Unattached() {

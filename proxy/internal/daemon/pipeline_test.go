@@ -14,6 +14,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath/dptest"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/source"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
@@ -42,7 +43,7 @@ func startPipeline(t testing.TB) *pipeline {
 		Now: time.Now, Log: quiet,
 	})
 	services := source.NewServices(p.dir, stateDir, p.store.SetServices, quiet)
-	services.Start([]netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, nil)
+	services.Start(config.Surroundings{Pool: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- services.Run(ctx) }()

@@ -10,8 +10,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/tc-loadbalancer/tclb/pkg/overlay"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/nodes"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reach"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
 )
@@ -52,17 +54,45 @@ func (p *proxy) disableOffloads() error {
 	if err != nil || dev == nil {
 		return err
 	}
-	return reach.DisableOffloads(dev.Attrs().Name)
+	return overlay.DisableOffloads(uint32(dev.Attrs().Index))
+}
+
+// watch lets the prober watch the nodes.
+func (p *proxy) watch(list []nodes.Peer, ids map[string]uint16) {
+	known := p.peers.table.Nodes()
+	targets := make([]reach.Target, 0, len(list))
+	for i := range list {
+		n := &list[i]
+		targets = append(targets, reach.Target{
+			ID: ids[n.Name], Name: n.Name, Address: n.VTEP, Plain: n.Plain, MTU: int(known[n.Name].MTU),
+		})
+	}
+	p.reach.SetTargets(targets)
+}
+
+// noteReach takes the backends of nodes that cannot be reached out of their services, and back in.
+func (p *proxy) noteReach(states map[string]reach.State) {
+	lost := make(map[string]bool)
+	for name, s := range states {
+		if !s.Reachable {
+			lost[name] = true
+		}
+	}
+	p.setLost(lost)
 }
 
 // Nodes implements view.View.
 func (p *proxy) Nodes() []view.Node {
 	self := p.Node()
-	self.Self = true
+	self.Self, self.Version = true, p.Version
 	out := []view.Node{self}
+	versions := make(map[string]string)
+	for _, n := range p.clusterNodes() {
+		versions[n.Name] = n.Version
+	}
 	for _, s := range p.reach.States() {
 		out = append(out, view.Node{
-			Name: s.Name, Address: s.Address, Reachable: s.Reachable, Plain: s.Plain,
+			Name: s.Name, ID: s.ID, Version: versions[s.Name], Address: s.Address, Reachable: s.Reachable, Plain: s.Plain,
 			Latency: s.Latency, LossRatio: s.LossRatio, MTU: s.MTU, MTUBlackHole: s.BlackHole,
 			OffloadsBroken: s.Offload == reach.OffloadBroken, Since: s.Since, LastSeen: s.LastSeen,
 			Probes: view.NodeProbes{Answered: s.Counts.Answered, Lost: s.Counts.Lost, Late: s.Counts.Late},

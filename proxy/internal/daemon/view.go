@@ -98,7 +98,7 @@ func rows(svc *state.Service, in reconcile.Service) []view.Backend {
 		b := &svc.Backends[i]
 		from := len(out)
 		for _, port := range svc.Spec.Ports {
-			t := reconcile.Target{Address: b.Address, Port: svc.Spec.TargetPort(port, b.Backend), Protocol: port.Protocol}
+			t := reconcile.Target{Address: b.Address, Port: svc.Spec.TargetPort(port, b.Backend), Protocol: port.Protocol, Zone: b.Zone}
 			if slices.ContainsFunc(out[from:], func(r view.Backend) bool { return r.Port == t.Port && r.Protocol == t.Protocol }) {
 				continue
 			}
@@ -107,7 +107,7 @@ func rows(svc *state.Service, in reconcile.Service) []view.Backend {
 				Weight: b.Weight, State: b.State, Local: b.Local(), Endpoint: b.Endpoint,
 				Since: b.Since, Lost: b.Lost,
 			}
-			if !b.Remote {
+			if b.Placed() {
 				row.ID = in.Backends[t]
 			}
 			out = append(out, row)
@@ -178,6 +178,7 @@ func (p *proxy) Status() view.Status {
 	}
 	out.Unhealthy = p.unhealthy()
 	out.Cluster = p.clusterStatus()
+	out.Ways = p.wayProblems()
 	return out
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/overlay"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 )
 
@@ -276,7 +277,11 @@ func TestBrokenOffloadsAreFoundAndDisabled(t *testing.T) {
 	a, _ := pair(t, 0)
 	a.do(func() error { return dropSegmented(t) })
 	p, log := a.follow(0, func() error {
-		return DisableOffloads(tunnelDevice) // called by Run, which is in the namespace
+		device, err := net.InterfaceByName(tunnelDevice) // called by Run, which is in the namespace
+		if err != nil {
+			return err
+		}
+		return overlay.DisableOffloads(uint32(device.Index))
 	})
 	eventually(t, p, log, "tested", func(s State) bool { return s.Offload != OffloadUntested })
 	if s := p.States()["node-b"]; s.Offload != OffloadGood || strings.Count(log(), "offloads are disabled") != 1 {

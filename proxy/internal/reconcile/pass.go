@@ -73,7 +73,8 @@ func (r *Reconciler) pass() {
 		r.fineGeneral("recover")
 	}
 	r.postpone()
-	all := r.putTimeouts()
+	all := r.putTimeouts() || r.outside != r.snapshot.Outside
+	r.outside = r.snapshot.Outside
 	clean := r.takeLeftover()
 	r.unclaimed = false
 	changes := make([]*change, 0, chunk)

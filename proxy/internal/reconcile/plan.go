@@ -80,12 +80,12 @@ func (r *Reconciler) planBackends(c *change) map[backendKey]uint32 {
 	resort := resorts(c.want.Backends)
 	for i := range c.want.Backends {
 		b := &c.want.Backends[i]
-		if b.Remote {
+		if !b.Placed() {
 			continue
 		}
 		takesNew := resort[familyOf(b.Address)].Takes(b)
 		for _, p := range c.want.Spec.Ports {
-			k := backendKey{address: b.Address, port: c.want.Spec.TargetPort(p, b.Backend), protocol: p.Protocol}
+			k := backendKey{address: b.Address, port: c.want.Spec.TargetPort(p, b.Backend), protocol: p.Protocol, zone: b.Zone}
 			if _, done := ids[k]; done {
 				continue
 			}
@@ -269,11 +269,20 @@ func (r *Reconciler) planFrontends(c *change) {
 			}
 			r.planFrontend(c, key, want)
 		}
-		r.planFrontend(c, vipKey(vip), datapath.Frontend{Kind: datapath.KindVIP, Service: c.svc.id})
+		r.planFrontend(c, vipKey(vip), r.vipRecord(c.svc.id, vip))
 	}
 }
 
 func vipKey(vip netip.Addr) lb.Frontend { return lb.Frontend{VIP: vip} }
+
+// vipRecord is what a VIP as such is to packets.
+func (r *Reconciler) vipRecord(service uint32, vip netip.Addr) datapath.Frontend {
+	o := r.snapshot.Outside
+	return datapath.Frontend{
+		Kind: datapath.KindVIP, Service: service,
+		Own: slices.Contains(o.Own, vip), Announce: o.Announcer(vip) == r.snapshot.Node && r.snapshot.Node != "",
+	}
+}
 
 // planFrontend compares one record. The epoch rises with the tables.
 func (r *Reconciler) planFrontend(c *change, key lb.Frontend, want datapath.Frontend) {

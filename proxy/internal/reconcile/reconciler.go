@@ -85,7 +85,8 @@ type Reconciler struct {
 	recovered bool
 	pruned    bool // the first complete pass is done
 	snapshot  *state.Snapshot
-	timeouts  lb.Timeouts // node-wide, as in the maps
+	timeouts  lb.Timeouts    // node-wide, as in the maps
+	outside   *state.Outside // that every service was planned with
 
 	// What is in the maps, as far as this process knows.
 	frontends map[lb.Frontend]datapath.Frontend

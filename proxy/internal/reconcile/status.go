@@ -148,6 +148,7 @@ type Target struct {
 	Address  netip.Addr
 	Port     uint16
 	Protocol lb.Protocol
+	Zone     uint16 // id of its node; 0 = reached from here without a tunnel
 }
 
 // Service returns how the service of that name stands; the zero value if it is not there.
@@ -161,7 +162,7 @@ func (r *Reconciler) Service(name string) Service {
 	out := Service{ID: svc.id, Err: svc.err, Moved: svc.moved, Backends: make(map[Target]uint32, len(svc.ids))}
 	for _, id := range svc.ids {
 		b := &r.backends[id]
-		out.Backends[Target{b.Address, b.Port, b.Protocol}] = id
+		out.Backends[Target{b.Address, b.Port, b.Protocol, b.Zone}] = id
 	}
 	return out
 }

@@ -76,8 +76,8 @@ func seatList(want *state.Service, seats []int, port int, ids map[backendKey]uin
 			continue
 		}
 		b := &want.Backends[i]
-		list[seat] = ids[backendKey{address: b.Address, port: targetOf(want, p, b), protocol: p.Protocol}]
-		if b.Remote {
+		list[seat] = ids[backendKey{address: b.Address, port: targetOf(want, p, b), protocol: p.Protocol, zone: b.Zone}]
+		if !b.Placed() {
 			list[seat] = 0
 		}
 	}

@@ -60,7 +60,7 @@ func NewServices(dir, stateDir string, publish func([]state.Definition), log *sl
 }
 
 // Start reads what was good before the last stop. Call it before anything else.
-func (s *Services) Start(pool, subnets []netip.Prefix) {
+func (s *Services) Start(env config.Surroundings) {
 	s.saving.Lock()
 	defer s.saving.Unlock()
 	s.mu.Lock()
@@ -72,10 +72,10 @@ func (s *Services) Start(pool, subnets []netip.Prefix) {
 	for i := range s.accepted { // they stand for files of the directory, also where those are broken now
 		s.accepted[i].Path = filepath.Join(s.dir, s.accepted[i].Name)
 	}
+	s.env = env
 	if s.env.Held, err = s.vips.Load(); err != nil {
 		s.log.Warn("assigned VIPs are chosen anew", "err", err)
 	}
-	s.env.Pool, s.env.Subnets = pool, subnets
 }
 
 // Run follows the directory until ctx ends.
@@ -89,10 +89,11 @@ func (s *Services) Run(ctx context.Context) error {
 }
 
 // SetSurroundings changes what services have to fit beside, and reads the directory again.
-func (s *Services) SetSurroundings(pool, subnets []netip.Prefix) {
+func (s *Services) SetSurroundings(env config.Surroundings) {
 	s.mu.Lock()
-	same := slices.Equal(s.env.Pool, pool) && slices.Equal(s.env.Subnets, subnets)
-	s.env.Pool, s.env.Subnets = pool, subnets
+	same := s.env.Same(&env)
+	env.Held = s.env.Held
+	s.env = env
 	s.mu.Unlock()
 	if !same {
 		s.Reread()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
 )
 
@@ -51,7 +52,7 @@ func follow(t *testing.T, dir, stateDir string) *follower {
 		slices.Sort(names)
 		f.published <- strings.Join(names, " ")
 	}, quiet)
-	f.Start([]netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, nil)
+	f.Start(config.Surroundings{Pool: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
@@ -165,7 +166,7 @@ func TestAssignedVIPSurvivesARestart(t *testing.T) {
 	vip := func() netip.Addr {
 		var got netip.Addr
 		s := NewServices(dir, stateDir, func(defs []state.Definition) { got = defs[0].Spec.VIPs[0] }, quiet)
-		s.Start([]netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, nil)
+		s.Start(config.Surroundings{Pool: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
 		s.Reread()
 		s.Save()
 		return got
@@ -180,7 +181,7 @@ func TestAssignedVIPSurvivesARestart(t *testing.T) {
 			names = append(names, d.Spec.Name+" "+d.Spec.VIPs[0].String())
 		}
 	}, quiet)
-	s.Start([]netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, nil)
+	s.Start(config.Surroundings{Pool: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
 	s.Reread()
 	if want := []string{"web " + first.String()}; !slices.Equal(names, want) {
 		t.Errorf("services %q, want %q", names, want)

@@ -69,18 +69,20 @@ func (s *Store) judge(service string, b *Backend) {
 	if b.Remote {
 		s.judgeRemote(service, b)
 	}
-	if len(s.unhealthy)+len(s.ejections) == 0 {
+	away := b.Zone != 0 && !s.nodes[b.Node].Reachable
+	if len(s.unhealthy)+len(s.ejections) == 0 && !away {
 		return
 	}
 	ref := b.HealthRef(service)
 	_, fails := s.unhealthy[ref]
-	ejection := s.ejections[ref]
-	b.Ejected = ejection == Ejected && !fails
-	b.Failed = fails || b.Ejected
+	fails = fails || away || b.Failed && !b.Ejected
+	ejected := b.Ejected || s.ejections[ref] == Ejected
+	b.Ejected = ejected && !fails
+	b.Failed = fails || ejected
 	if b.Failed && b.State == lb.Active {
 		b.State = lb.Unhealthy
 	}
-	b.Trial = ejection == OnTrial && b.Serves()
+	b.Trial = (b.Trial || s.ejections[ref] == OnTrial) && b.Serves()
 }
 
 // HealthRef returns the backend's name for SetUnhealthy and SetEjections.

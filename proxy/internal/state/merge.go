@@ -21,11 +21,14 @@ func (s *Store) merge(before *Snapshot, touched map[string]bool) *Snapshot {
 	}
 	m := s.newMerger()
 	next := &Snapshot{
+		Node:      s.node,
 		Timeouts:  s.timeouts,
 		Endpoints: slices.Clone(s.endpoints),
 		Services:  make([]*Service, 0, len(s.services)),
 		Joined:    m.joined,
 		Peers:     s.peersNow(),
+		Nodes:     s.nodes,
+		Outside:   s.outside,
 	}
 	slices.SortFunc(next.Endpoints, func(a, b registry.Endpoint) int {
 		return cmp.Or(compareText(a.ContainerID, b.ContainerID), compareText(a.Ifname, b.Ifname))
@@ -44,6 +47,7 @@ func (s *Store) mergeSome(before *Snapshot, touched map[string]bool) *Snapshot {
 	m := s.newMerger()
 	next := *before
 	next.Services, next.Peers = slices.Clone(before.Services), s.peersNow()
+	next.Nodes, next.Outside = s.nodes, s.outside
 	for i, prev := range before.Services {
 		if touched[prev.Spec.Name] {
 			next.Services[i] = s.mergeService(m, &s.services[i], prev)
@@ -66,6 +70,7 @@ func (s *Store) mergeService(m *merger, d *Definition, prev *Service) *Service {
 func (s *Store) newMerger() *merger {
 	m := &merger{
 		node:      s.node,
+		nodes:     s.nodes,
 		byAddress: newestByAddress(s.endpoints),
 		joined:    make(map[string][]string),
 	}
@@ -113,6 +118,7 @@ func (w *walker) find(name string) *Service {
 // merger is one merge.
 type merger struct {
 	node      string
+	nodes     map[string]Node
 	byAddress map[netip.Addr]*registry.Endpoint // of two with one address, the newest
 	named     map[string][]*registry.Endpoint   // by service: channels 1 to 3
 	hinted    map[string][]*registry.Endpoint   // by name: channel 4
@@ -208,7 +214,7 @@ func compareBackends(a, b *Backend) int {
 func (m *merger) listed(b lb.Backend) Backend {
 	out := Backend{Backend: b}
 	if b.Node != "" && b.Node != m.node {
-		out.Remote = true
+		out.Remote, out.Zone = true, m.nodes[b.Node].ID
 		return out
 	}
 	if e := m.byAddress[b.Address]; e != nil {

@@ -18,6 +18,8 @@ import (
 type Snapshot struct {
 	// Revision rises with every snapshot.
 	Revision uint64
+	// Node is this node's name.
+	Node string
 	// Timeouts are the node-wide ones, every field set.
 	Timeouts lb.Timeouts
 	// Services by name. One that did not change is the same pointer as in the snapshot before.
@@ -28,6 +30,10 @@ type Snapshot struct {
 	Peers map[string]*Peer
 	// Joined names the services that an endpoint is a member of, by endpoint id, sorted.
 	Joined map[string][]string
+	// Nodes are the other nodes, by name. Never changed: a change makes another map.
+	Nodes map[string]Node
+	// Outside is what clients beyond the uplinks are told. Never changed, nor nil.
+	Outside *Outside
 }
 
 // Service returns the service of that name, or nil.
@@ -68,13 +74,15 @@ type Backend struct {
 	Owner   uint32 // registry.Owner of it
 	// Member says that the container joined by itself: it is in no file.
 	Member bool
-	// Remote says that it is on another node, to which there is no way from here.
+	// Remote says that it is on another node, and Zone is that node's id; 0 = nobody knows the node, so
+	// that there is no way to it.
 	Remote bool
+	Zone   uint16
 	// Lost says that its node's lease has ended, and that it stays as one of the service's last.
 	Lost bool
 	// Drained and Weighted say that a command set the state or the weight.
 	Drained, Weighted bool
-	// Failed says that it fails its health checks or is ejected. State is Unhealthy then, unless it is
+	// Failed says that it fails its health checks, is ejected, or its node cannot be reached. State is Unhealthy then, unless it is
 	// Draining or in Maintenance, which somebody asked for.
 	Failed bool
 	// Ejected says that it is Failed for no other reason than what its clients met.
@@ -104,15 +112,18 @@ func (b *Backend) member() string {
 // Local says whether it is a container attached on this node.
 func (b *Backend) Local() bool { return b.Ifindex != 0 }
 
+// Placed says whether there is a way to it.
+func (b *Backend) Placed() bool { return !b.Remote || b.Zone != 0 }
+
 // Serves says whether it may take new flows.
-func (b *Backend) Serves() bool { return b.State == lb.Active && b.Weight > 0 && !b.Remote }
+func (b *Backend) Serves() bool { return b.State == lb.Active && b.Weight > 0 && b.Placed() }
 
 // Able says whether it would take new flows if it was not ejected.
 func (b *Backend) Able() bool { return b.Serves() || b.Ejected && b.mayServe() }
 
 // mayServe says that nobody wants it not to serve.
 func (b *Backend) mayServe() bool {
-	return b.Weight > 0 && !b.Remote && b.State != lb.Draining && b.State != lb.Maintenance
+	return b.Weight > 0 && b.Placed() && b.State != lb.Draining && b.State != lb.Maintenance
 }
 
 // Resort says who takes the new flows of a service in a family.
@@ -143,7 +154,7 @@ func ResortOf(backends []Backend, ipv4 bool) Resort {
 
 // Takes says whether a backend of that family takes new flows.
 func (r Resort) Takes(b *Backend) bool {
-	able := b.Weight > 0 && !b.Remote && b.State != lb.Maintenance
+	able := b.Weight > 0 && b.Placed() && b.State != lb.Maintenance
 	switch r {
 	case ResortActive:
 		return b.Serves()

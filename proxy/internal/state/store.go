@@ -2,6 +2,7 @@ package state
 
 import (
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,8 @@ type Store struct {
 	overrides    overrides
 	unhealthy    map[HealthRef]struct{}
 	ejections    map[HealthRef]Ejection
+	nodes        map[string]Node
+	outside      *Outside
 
 	shared  bool // with etcd
 	cluster *Cluster
@@ -48,6 +51,7 @@ func New(node, stateDir string, timeouts lb.Timeouts, log *slog.Logger) *Store {
 		timeouts: timeouts,
 		changed:  make(chan struct{}, 1),
 		out:      make(map[overrideKey]struct{}),
+		outside:  &Outside{},
 	}
 	if err := s.overrides.load(stateDir); err != nil {
 		log.Error("drains and weights set by command are lost", "err", err)
@@ -115,7 +119,7 @@ func (s *Store) publish(touched map[string]bool) {
 
 // same says whether two snapshots mean the same.
 func same(a, b *Snapshot) bool {
-	return a.Timeouts == b.Timeouts && slices.Equal(a.Services, b.Services) &&
+	return a.Timeouts == b.Timeouts && a.Outside == b.Outside && maps.Equal(a.Nodes, b.Nodes) && slices.Equal(a.Services, b.Services) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, sameEndpoint)
 }
 

@@ -93,6 +93,7 @@ type Node struct {
 	Name      string
 	Address   netip.Addr // underlay address; not valid if the node has none
 	Reachable bool
+	ID        uint16 // that flows have as their zone; 0 for this node
 	Self      bool
 	Plain     bool   // a VXLAN device without tclb, which is not probed
 	Version   string // of its proxy; "" where it did not tell
@@ -209,6 +210,7 @@ type Status struct {
 	Failures  uint64 // errors since the start
 	Repaired  uint64 // map entries that somebody else had changed
 	StartedAt time.Time
+	Ways      []string       // what is wrong with the ways to other nodes and to clients outside, a line each
 	Drift     datapath.Drift // of the counters of connections, by the last recount
 	Cluster   *Cluster       // nil without etcd
 }

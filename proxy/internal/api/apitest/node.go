@@ -94,6 +94,7 @@ func NewView() *View {
 			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
 			Errors:    []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
 			Unhealthy: unhealthy(),
+			Ways:      []string{"uplink eth9: there is no such device"},
 			Passes:    view.Timing{Count: 3, Total: 1500 * time.Millisecond},
 			Tables:    view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
 			Cluster: cluster(),
@@ -155,15 +156,15 @@ func unattached() []view.Unattached {
 func peers() []view.Node {
 	return []view.Node{
 		{
-			Name: "node-b", Address: addr("192.0.2.12"), Reachable: true, Version: "v1.2.2", Latency: 412 * time.Microsecond,
+			Name: "node-b", ID: 7, Address: addr("192.0.2.12"), Reachable: true, Version: "v1.2.2", Latency: 412 * time.Microsecond,
 			MTU: 1450, Since: Now.Add(-time.Hour), LastSeen: Now.Add(-200 * time.Millisecond),
 			Probes: view.NodeProbes{Answered: 14400, Lost: 2, Late: 1}, LossRatio: 0.015625,
 		},
 		{
-			Name: "node-c", Address: addr("2001:db8::13"), Latency: 12 * time.Millisecond, LossRatio: 1, MTU: 1430, MTUBlackHole: true,
+			Name: "node-c", ID: 8, Address: addr("2001:db8::13"), Latency: 12 * time.Millisecond, LossRatio: 1, MTU: 1430, MTUBlackHole: true,
 			Since: Now.Add(-time.Minute), LastSeen: Now.Add(-time.Minute), Probes: view.NodeProbes{Answered: 100, Lost: 240},
 		},
-		{Name: "switch", Address: addr("192.0.2.14"), Reachable: true, Plain: true, MTU: 1450},
+		{Name: "switch", ID: 9, Address: addr("192.0.2.14"), Reachable: true, Plain: true, MTU: 1450},
 	}
 }
 

@@ -1,0 +1,36 @@
+package api_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"testing"
+
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/api/apitest"
+)
+
+// Which node a flow's backend is on follows from the flow itself: the service need not be known here.
+func TestFlowsNameTheNodeOfTheirBackend(t *testing.T) {
+	at := netip.MustParseAddrPort
+	for want, p := range map[string]datapath.Pair{
+		"node-b": {BackendZone: 7},                               // by tunnel, whatever became of the backend
+		"node-a": {Return: true, Zone: 7},                        // came by tunnel, to this node
+		"":       {BackendZone: 9},                               // a node that is gone
+		"node-c": {BackendZone: 8, BackendID: 12, BackendGen: 1}, // the zone's word counts
+	} {
+		v, m := apitest.NewView(), apitest.NewMaps()
+		p.Protocol, p.Client, p.VIP, p.Backend = lb.TCP, at("192.0.2.200:40000"), at("198.51.100.10:80"), at("192.0.2.7:80")
+		m.PairValues = []datapath.Pair{p}
+		status, body := ask(newServer(v, m).Handler(), http.MethodGet, "/api/v1/conntrack", "")
+		var rows []api.Flow
+		if err := json.Unmarshal([]byte(body), &rows); err != nil || status != http.StatusOK || len(rows) != 1 {
+			t.Fatalf("status %d, %s", status, body)
+		}
+		if rows[0].Node != want {
+			t.Errorf("%+v: node %q, want %q", p, rows[0].Node, want)
+		}
+	}
+}

@@ -1,0 +1,389 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tc-loadbalancer/tclb/pkg/attach"
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/overlay"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/cluster"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/nodes"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
+)
+
+// Times of the way to other nodes.
+const (
+	// peersEvery is how soon a smaller link on the way, or a device that came or went, is noticed.
+	peersEvery = time.Second
+	// attachEvery repairs what was taken away without the device.
+	attachEvery = 30 * time.Second
+	// pruneAfter bounds how long a node that is listed no more waits for the backends to follow.
+	pruneAfter = 2 * time.Second
+)
+
+// defaultMTU is what the underlay is believed to let through as long as nothing says so.
+const defaultMTU = 1500
+
+// peers is what the proxy knows of other nodes.
+type peers struct {
+	table  *nodes.Table
+	tunnel atomic.Pointer[datapath.TunnelSettings] // never nil
+	own    atomic.Pointer[[2]netip.Addr]           // this node's addresses; never nil
+
+	ownVIPs atomic.Pointer[[]netip.Addr] // VIPs that are addresses of this node; never nil
+
+	mu       sync.Mutex // guards all below
+	listed   []nodes.Peer
+	ids      map[string]uint16 // of them, by name
+	lost     map[string]bool   // who cannot be reached, by name
+	problems []string          // what is wrong, a line each
+
+	// Of the goroutine that follows the nodes alone.
+	attached   uint32 // device that from_overlay is on
+	attachedAt time.Time
+	cleared    bool // there is no tunnel, and nothing is left of one
+}
+
+func newPeers(d nodes.Maps) *peers {
+	n := &peers{table: nodes.New(d), lost: make(map[string]bool)}
+	n.tunnel.Store(&datapath.TunnelSettings{})
+	n.own.Store(&[2]netip.Addr{})
+	n.ownVIPs.Store(&[]netip.Addr{})
+	return n
+}
+
+// ownAddress returns this node's underlay address: as configured, as the list of nodes has it, or of the
+// default route.
+func ownAddress(cfg *config.Config, found [2]netip.Addr) netip.Addr {
+	if cfg.Node.Address.IsValid() {
+		return cfg.Node.Address
+	}
+	for _, n := range cfg.Nodes {
+		if n.Name == cfg.Node.Name {
+			return n.Address
+		}
+	}
+	if found[0].IsValid() {
+		return found[0]
+	}
+	return found[1]
+}
+
+// ownAddresses returns this node's address of each family, its underlay address among them.
+func ownAddresses(cfg *config.Config, found [2]netip.Addr) [2]netip.Addr {
+	switch a := ownAddress(cfg, found); {
+	case a.Is4():
+		found[0] = a
+	case a.IsValid():
+		found[1] = a
+	}
+	return found
+}
+
+// listPeers returns the other nodes: those of the configuration and, of a name that it has not, those of
+// etcd, with what fits on the way to them.
+func listPeers(cfg *config.Config, more []cluster.KnownNode, own [2]netip.Addr) []nodes.Peer {
+	list := slices.Clone(cfg.Nodes)
+	for _, n := range more {
+		named := slices.ContainsFunc(list, func(p config.Peer) bool { return p.Name == n.Name || p.Address == n.Address })
+		if n.Address.IsValid() && !named {
+			list = append(list, config.Peer{Name: n.Name, Address: n.Address, Subnets: n.Subnets, MAC: n.MAC})
+		}
+	}
+	var out []nodes.Peer
+	for _, n := range list {
+		if n.Name == cfg.Node.Name || n.Address == own[0] || n.Address == own[1] {
+			continue
+		}
+		p := nodes.Peer{Name: n.Name, Subnets: n.Subnets, Plain: n.MAC != ""}
+		p.VTEP, p.MAC = n.Address, overlay.MAC(n.Address)
+		if mac, err := net.ParseMAC(n.MAC); err == nil && len(mac) == len(p.MAC) {
+			p.MAC = [6]byte(mac)
+		}
+		p.SNAT = snatMode(cfg.Tunnel.SNAT, n.Subnets)
+		p.MTU = peerMTU(cfg.Tunnel.MTU, own, n.Address)
+		out = append(out, p)
+	}
+	return out
+}
+
+// snatMode says which clients' addresses a peer must not see. Where nobody says which addresses it has,
+// any might be there.
+func snatMode(word string, subnets []netip.Prefix) datapath.SNATMode {
+	switch {
+	case word == "never":
+		return datapath.SNATNever
+	case word == "always" || len(subnets) == 0:
+		return datapath.SNATAlways
+	}
+	return datapath.SNATCheck
+}
+
+// peerMTU returns the largest packet that fits to a peer, or 0 if nothing is known of the way.
+func peerMTU(configured int, own [2]netip.Addr, peer netip.Addr) uint32 {
+	if configured != 0 {
+		return uint32(configured)
+	}
+	path, err := overlay.PathTo(own[familyOf(peer)], peer)
+	if err != nil || path.MTU <= overlay.Overhead(peer) {
+		return 0
+	}
+	return uint32(path.MTU - overlay.Overhead(peer))
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// putPeers makes the listed nodes known to programs and to the state. Nodes come before the backends on
+// them and go after.
+func (p *proxy) putPeers(cfg *config.Config) error {
+	n := p.peers
+	list := listPeers(cfg, p.clusterNodes(), *n.own.Load())
+	known := n.table.Nodes()
+	for i := range list {
+		if list[i].MTU == 0 && known[list[i].Name].MTU == 0 {
+			list[i].MTU = uint32(defaultMTU - overlay.Overhead(list[i].VTEP))
+		}
+	}
+	ids, err := n.table.Put(list)
+	if ids == nil {
+		return err
+	}
+	n.mu.Lock()
+	n.listed, n.ids = list, ids
+	n.publish(p.store)
+	n.mu.Unlock()
+	p.watch(list, ids)
+	return err
+}
+
+// setLost says which nodes cannot be reached, by name. All others can.
+func (p *proxy) setLost(lost map[string]bool) {
+	n := p.peers
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lost = lost
+	n.publish(p.store)
+}
+
+// publish tells the store which nodes there are. n.mu is held.
+func (n *peers) publish(store *state.Store) {
+	out := make(map[string]state.Node, len(n.ids))
+	for name, id := range n.ids {
+		out[name] = state.Node{ID: id, Reachable: !n.lost[name]}
+	}
+	store.SetNodes(out)
+}
+
+// findPeers makes the nodes of the start known, before anything says what is on them. A tunnel of before
+// goes on as it was until it is looked at.
+func (p *proxy) findPeers(cfg *config.Config) error {
+	if before, err := p.datapath.Settings(); err == nil {
+		p.peers.tunnel.Store(&before.Tunnel)
+	}
+	found, err := host.Addresses()
+	if err != nil {
+		return err
+	}
+	p.noteOwn(cfg, found)
+	return p.putPeers(cfg)
+}
+
+// followPeers keeps nodes, the tunnel and the uplinks right until ctx ends.
+func (p *proxy) followPeers(ctx context.Context) error {
+	ticker := time.NewTicker(peersEvery)
+	defer ticker.Stop()
+	defer p.uplinks.announcer.Close()
+	for {
+		err := p.syncPeers(ctx)
+		if ctx.Err() == nil {
+			p.notePeerProblems(err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		case <-p.peersKick:
+		case <-p.nodesChanged():
+		}
+	}
+}
+
+// notePeerProblems keeps what is wrong, and logs what was not so before.
+func (p *proxy) notePeerProblems(err error) {
+	var now []string
+	if err != nil {
+		now = strings.Split(err.Error(), "\n")
+	}
+	p.peers.mu.Lock()
+	before := p.peers.problems
+	p.peers.problems = now
+	p.peers.mu.Unlock()
+	for _, text := range now {
+		if !slices.Contains(before, text) {
+			p.Log.Error("other nodes or clients outside are not reached as they should be", "err", text)
+		}
+	}
+}
+
+// syncPeers looks at everything once.
+func (p *proxy) syncPeers(ctx context.Context) error {
+	cfg := p.config.Load()
+	errs := []error{p.putPeers(cfg)}
+	tunnel, err := p.syncTunnel(cfg)
+	if errs = append(errs, err); err == nil && *p.peers.tunnel.Swap(&tunnel) != tunnel {
+		p.kickHost()
+	}
+	p.noteOutside(cfg, *p.peers.ownVIPs.Load())
+	errs = append(errs, p.syncUplinks(cfg), p.announceVIPs())
+	p.peers.mu.Lock()
+	list := p.peers.listed
+	p.peers.mu.Unlock()
+	if p.peers.table.Surplus(list) {
+		wait, cancel := context.WithTimeout(ctx, pruneAfter)
+		_ = p.waitApplied(wait) // backends of nodes that go first, if they can
+		cancel()
+		errs = append(errs, p.peers.table.Prune(list))
+	}
+	return errors.Join(errs...)
+}
+
+// Names of pins, as endings where there are several.
+const (
+	overlayPin = "overlay"
+	uplinkIn   = "-ingress"
+	uplinkOut  = "-egress"
+)
+
+func (p *proxy) pinAt(name string) string { return filepath.Join(datapath.LinkDir(p.BPFFS), name) }
+
+// syncTunnel makes the VXLAN device, and returns what programs have to know of it. Without other nodes
+// there is none.
+func (p *proxy) syncTunnel(cfg *config.Config) (datapath.TunnelSettings, error) {
+	n := p.peers
+	own := *n.own.Load()
+	address := ownAddress(cfg, own)
+	n.mu.Lock()
+	wanted := len(n.listed) > 0
+	n.mu.Unlock()
+	if !wanted {
+		return datapath.TunnelSettings{}, p.clearTunnel()
+	}
+	n.cleared = false
+	if !address.IsValid() {
+		return datapath.TunnelSettings{}, errors.New("this node has no address that others could tunnel to: set node.address")
+	}
+	ifindex, err := overlay.Sync(cfg.Tunnel.Port, address)
+	if err != nil {
+		return datapath.TunnelSettings{}, err
+	}
+	if n.attached != ifindex || time.Since(n.attachedAt) > attachEvery {
+		_, err := attach.Attach(p.datapath.Program(datapath.FromOverlay), int(ifindex), attach.Ingress, p.pinAt(overlayPin))
+		if err != nil {
+			return datapath.TunnelSettings{}, fmt.Errorf("attach to %s: %w", overlay.Device, err)
+		}
+		n.attached, n.attachedAt = ifindex, time.Now()
+	}
+	return tunnelSettings(cfg, ifindex, own)
+}
+
+// clearTunnel takes the device away.
+func (p *proxy) clearTunnel() error {
+	n := p.peers
+	if n.cleared {
+		return nil
+	}
+	_, err := overlay.Remove()
+	err = errors.Join(attach.Detach(p.pinAt(overlayPin), 0), err)
+	n.attached, n.cleared = 0, err == nil
+	return err
+}
+
+// tunnelSettings are what programs have to know to send to other nodes.
+func tunnelSettings(cfg *config.Config, ifindex uint32, own [2]netip.Addr) (datapath.TunnelSettings, error) {
+	t := datapath.TunnelSettings{Ifindex: ifindex, VNI: cfg.Tunnel.VNI, VTEP: own, SNAT: own}
+	for _, a := range cfg.Datapath.HairpinAddress {
+		if family := familyOf(a); !t.SNAT[family].IsValid() {
+			t.SNAT[family] = a
+		}
+	}
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return t, fmt.Errorf("read which ports are the host's own: %w", err)
+	}
+	var low, high uint16
+	if _, err := fmt.Sscan(string(text), &low, &high); err != nil {
+		return t, fmt.Errorf("read which ports are the host's own: %w", err)
+	}
+	t.SNATMin, t.SNATMax = translatedPorts(low, high)
+	return t, nil
+}
+
+// translatedPorts returns the larger range of ports that the host's own connections do not use.
+func translatedPorts(low, high uint16) (first, last uint16) {
+	const lowest, highest = 1024, 65535
+	below, above := int(low)-lowest, highest-int(high)
+	switch {
+	case below <= 0 && above <= 0:
+		return lowest, highest // none is free: collisions are found out flow by flow
+	case below >= above:
+		return lowest, low - 1
+	}
+	return high + 1, highest
+}
+
+// lowMTU is what IPv6 needs of every way.
+const lowMTU = 1280
+
+// wayProblems returns what is wrong with the ways to other nodes and to clients outside, a line each.
+func (p *proxy) wayProblems() []string {
+	n := p.peers
+	known := n.table.Nodes()
+	n.mu.Lock()
+	out := slices.Clone(n.problems)
+	for _, peer := range n.listed {
+		if mtu := known[peer.Name].MTU; mtu < lowMTU {
+			out = append(out, fmt.Sprintf("node %s: packets of %d bytes fit through the tunnel, and IPv6 needs %d: the underlay needs a larger MTU", peer.Name, mtu, lowMTU))
+		}
+	}
+	n.mu.Unlock()
+	if s := p.store.Snapshot(); s != nil {
+		out = append(out, nowhere(s)...)
+	}
+	return out
+}
+
+// nowhere returns a line for each node that backends are said to be on and nobody knows.
+func nowhere(s *state.Snapshot) []string {
+	var out []string
+	for _, svc := range s.Services {
+		said := make(map[string]bool)
+		for i := range svc.Backends {
+			b := &svc.Backends[i]
+			if b.Placed() || said[b.Node] {
+				continue
+			}
+			said[b.Node] = true
+			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, which is not known: it gets no connections until nodes in tclb.yaml, or etcd, has that node",
+				svc.Spec.Name, svc.File, b.Key(), b.Node))
+		}
+	}
+	return out
+}
