@@ -316,3 +316,30 @@ func TestGuestsThatAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// The kernel numbers datagrams by their ends: those of two nodes' clients with one address have the same number.
+func TestTwoNodesDatagramsWithOneName(t *testing.T) {
+	for family, name := range families {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1)
+			w.goAbroad()
+			at := w.containers[0]
+			s := ask(netip.AddrPortFrom(elsewhere(1).addr[family], 40000), netip.AddrPortFrom(at.addr[family], targetPort), lb.UDP)
+			s.Payload, s.Fragment = make([]byte, 80), &packet.Fragment{ID: 77, More: true}
+			last := s
+			last.Src, last.Dst = netip.AddrPortFrom(s.Src.Addr(), 0), netip.AddrPortFrom(s.Dst.Addr(), 0)
+			last.Fragment = &packet.Fragment{ID: 77, Offset: 88}
+			w.carry(w.fromNode(1), s)
+			if x := w.carry(w.fromNode(2), last); x.verdict != drop {
+				t.Errorf("node 2's fragment follows node 1's datagram: verdict %d", x.verdict)
+			}
+			if x := w.carry(w.fromNode(1), last); x.verdict != redirect {
+				t.Errorf("node 1's: verdict %d", x.verdict)
+			}
+			w.carry(w.fromNode(2), s)
+			if a, b := w.pairs()[0].Packets, w.pairs()[1].Packets; a[0]+b[0] < 3 {
+				t.Errorf("%v and %v packets", a, b)
+			}
+		})
+	}
+}

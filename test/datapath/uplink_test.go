@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/tc-loadbalancer/tclb/bpf"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/pkg/packet"
@@ -183,5 +184,19 @@ func TestARemovedBackendsAnswerResetsItsClientOutside(t *testing.T) {
 		if verdict != redirect || got.Src != s.Dst || got.Dst != s.Src || got.Flags != packet.RST || got.Seq != backendISN+1 || got.DstMAC.String() != w.abroad.uplink.mac.String() {
 			t.Errorf("verdict %d for %v", verdict, got)
 		}
+	}
+}
+
+// A test run shows where a packet goes by its MAC address alone: the pair says by which way.
+func TestRoadsOutsideLeaveByTheUplink(t *testing.T) {
+	for family := range families {
+		w := newWorld(t, 1)
+		w.goAbroad()
+		w.carry(w.fromOutside(), visit(family, lb.TCP, 40000))
+		w.edit(w.pairs()[0].Index, func(p *rawPair) {
+			if h := p.Half[1]; h.Deliver != uint8(bpf.MapsDeliverDELIVER_UPLINK) || h.Ifindex != w.abroad.uplink.ifindex {
+				t.Errorf("answers leave by way %d, device %d", h.Deliver, h.Ifindex)
+			}
+		})
 	}
 }
