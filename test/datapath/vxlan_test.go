@@ -49,10 +49,12 @@ func (w *world) wires() *wires {
 	}
 	k.underlay, k.peer = links["under"], uint32(links["peer"].Attrs().Index)
 	for family := range families {
-		addr, err := netlink.ParseAddr(netip.PrefixFrom(vtep(family, 100), underlays[family].Bits()).String())
-		w.check(err)
-		addr.Flags = unix.IFA_F_NODAD
-		w.check(netlink.AddrAdd(k.underlay, addr))
+		for _, own := range []uint16{50, 100} { // routing would take the first one as source
+			addr, err := netlink.ParseAddr(netip.PrefixFrom(vtep(family, own), underlays[family].Bits()).String())
+			w.check(err)
+			addr.Flags = unix.IFA_F_NODAD
+			w.check(netlink.AddrAdd(k.underlay, addr))
+		}
 		w.check(netlink.NeighAdd(&netlink.Neigh{
 			LinkIndex: k.underlay.Attrs().Index, State: netlink.NUD_PERMANENT,
 			IP: vtep(family, 1).AsSlice(), HardwareAddr: links["peer"].Attrs().HardwareAddr,
