@@ -13,8 +13,7 @@
 #define TCP_OPT_NOP 1
 #define TCP_OPT_MSS 2
 #define TCP_OPT_MSS_LEN 4
-#define TCP_OPTIONS \
-	37 /* steps of the walk over options: the last may be behind 36 bytes of padding */
+#define TCP_OPTIONS 37 /* steps over options: the last may be behind 36 bytes of padding */
 
 /* encap_key_size is struct bpf_tunnel_key up to the local address: who is there (all kernels know it). */
 #define encap_key_size __builtin_offsetof(struct bpf_tunnel_key, local_ipv4)

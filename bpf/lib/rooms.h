@@ -209,23 +209,23 @@ __noinline int ct_evict(__u32 now)
 }
 
 /* ct_uncrowd makes room in the index for a half that found none: both its buckets are full. Of the pairs in
- * the first one, the one idle longest of the room that the half's pair is to enter goes, so that floods push
- * out their own kind only. Returns 1 if one went.
+ * them, the one idle longest of the room that the half's pair is to enter goes, so that floods push out their
+ * own kind only. Returns 1 if one went.
  */
 __noinline int ct_uncrowd(__u32 index, __u32 dir, __u32 room, __u32 now)
 {
 	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
 	struct ct_rooms *rooms = ct_rooms_get();
-	struct ct_bucket *b;
-	__u32 victim = 0, at;
-	__u64 best = 0;
+	__u32 victim = 0;
+	__u64 best = 0, hash;
 
 	if (!pair || !rooms)
 		return 0;
-	at = ct_bucket_first(ct_hash(&pair->half[dir & 1].tuple));
-	b = bpf_map_lookup_elem(&ct_index, &at);
-	for (int i = 0; b && i < BUCKET_SLOTS; i++) {
-		__u64 slot = b->slot[i], candidate;
+	hash = ct_hash(&pair->half[dir & 1].tuple);
+	for (int i = 0; i < 2 * BUCKET_SLOTS; i++) {
+		__u32 at = i < BUCKET_SLOTS ? ct_bucket_first(hash) : ct_bucket_second(hash);
+		struct ct_bucket *b = bpf_map_lookup_elem(&ct_index, &at);
+		__u64 slot = b ? b->slot[i % BUCKET_SLOTS] : 0, candidate;
 		__u32 other = (__u32)slot >> 1;
 
 		candidate = slot && other != index ? ct_candidate(other, room, now) : 0;

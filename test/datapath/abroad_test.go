@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -237,3 +238,25 @@ var beyond = [2]netip.Addr{netip.MustParseAddr("203.0.113.200"), netip.MustParse
 
 // fromOutside is a leg by the uplink.
 func (w *world) fromOutside() leg { return leg{datapath.FromUplink, w.abroad.uplink} }
+
+// The roads abroad in short, for a client that is a backend as well: what is released to it meets to_container.
+func TestFragmentsWaitAbroad(t *testing.T) {
+	w := newWorld(t, 3)
+	w.goAbroad()
+	for family, name := range families {
+		w.check(w.d.PutFrontends(map[lb.Frontend]datapath.Frontend{{VIP: elsewhere(1).addr[family]}: {Kind: datapath.KindBackend}}))
+		for _, r := range roadsAbroad {
+			w.inside(t, r.name+"/"+name, func(w *world) {
+				f := r.open(w, family, lb.UDP, 40000, plain)
+				k := w.tap()
+				for _, way := range []passage{f.request, f.response} {
+					k.assertWhole(way, k.deliver(way, k.pieces(way.sent, pieceSize), []int{1, 0, 2}), r.name)
+				}
+			})
+			w.flush()
+			w.service(serviceID, vips, w.containers)
+			w.node(1, 0, datapath.SNATNever)
+		}
+	}
+	w.noDrops()
+}

@@ -37,7 +37,7 @@ func (o *oracle) waits(e *event) bool {
 	if isVIP(e.v.dst) {
 		return e.fromSender()
 	}
-	return o.isBackend(e.v.src)
+	return e.program == datapath.FromHost || o.isBackend(e.v.src) // nothing else comes to tclb0
 }
 
 // mustTranslate says whether the flow of a frame is known.

@@ -226,22 +226,26 @@ func (w *world) aged(p passage) []byte {
 // quoteLengths are how much of a packet errors keep: the ports, what RFC 792 asks for, the checksum, all.
 var quoteLengths = map[lb.Protocol][]int{lb.TCP: {4, 8, 17, 18, 20, -1}, lb.UDP: {4, 7, 8, 20, -1}}
 
-// eachRoad runs a scenario for every road and family, and within one world for flows of both protocols,
+// eachRoad runs a scenario for every road, and within one world for flows of both families and protocols,
 // plain and dressed.
 func eachRoad(t *testing.T, f func(w *world, family int, proto lb.Protocol, dress func(*packet.Spec), k talk)) {
 	t.Helper()
 	for _, r := range roads {
-		for family, name := range families {
-			t.Run(r.name+"/"+name, func(t *testing.T) {
-				w := newWorld(t, 3)
-				for i, dress := range []func(*packet.Spec){plain, dressed} {
-					for _, proto := range []lb.Protocol{lb.TCP, lb.UDP} {
-						f(w, family, proto, dress, r.open(w, family, proto, uint16(40000+i), dress))
+		t.Run(r.name, func(t *testing.T) {
+			w := newWorld(t, 3)
+			w.goAbroad()
+			for family, name := range families {
+				w.inside(t, name, func(w *world) {
+					for i, dress := range []func(*packet.Spec){plain, dressed} {
+						for _, proto := range []lb.Protocol{lb.TCP, lb.UDP} {
+							f(w, family, proto, dress, r.open(w, family, proto, uint16(40000+i), dress))
+						}
 					}
-				}
-				w.noDrops()
-			})
-		}
+					w.noDrops()
+				})
+				w.flush()
+			}
+		})
 	}
 }
 

@@ -102,15 +102,15 @@ func TestWhatARemovedBackendAnswersResetsItsClient(t *testing.T) {
 	}
 }
 
-func TestAnswersAreLimitedInRate(t *testing.T) {
-	w := newWorld(t, 1)
-	// One CPU, and a bucket that holds three answers and gets no more.
+// limitAnswers stays on one CPU, with a bucket that holds three answers and gets no more.
+func (w *world) limitAnswers() {
+	w.t.Helper()
 	cpu := unix.CPUSet{}
 	cpu.Set(0)
 	var before unix.CPUSet
 	w.check(unix.SchedGetaffinity(0, &before))
 	w.check(unix.SchedSetaffinity(0, &cpu))
-	t.Cleanup(func() { _ = unix.SchedSetaffinity(0, &before) })
+	w.t.Cleanup(func() { _ = unix.SchedSetaffinity(0, &before) })
 	// Filled in the future, as far as a tick can be.
 	bucket := bpf.MapsRejectBucket{Filled: w.tick() + 1<<30, Tokens: 3}
 	all := make([]bpf.MapsRejectBucket, ebpf.MustPossibleCPU())
@@ -118,6 +118,11 @@ func TestAnswersAreLimitedInRate(t *testing.T) {
 		all[i] = bucket
 	}
 	w.check(w.openMap(bpf.MapsMapRejectBuckets).Put(uint32(0), all))
+}
+
+func TestAnswersAreLimitedInRate(t *testing.T) {
+	w := newWorld(t, 1)
+	w.limitAnswers()
 	answered := 0
 	for i := range 20 {
 		verdict, _ := w.send(datapath.FromHost, w.host, packet.Spec{

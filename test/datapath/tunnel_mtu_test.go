@@ -154,3 +154,22 @@ func TestWhatCannotBeAnsweredIsDropped(t *testing.T) {
 		}
 	}
 }
+
+// Whoever sends what does not fit again and again is told so often, and no more.
+func TestNewsOfWhatFitsIsLimitedInRate(t *testing.T) {
+	w := newWorld(t, 1)
+	w.away(1, elsewhere(1))
+	l := leg{datapath.FromContainer, w.client}
+	s := ask(netip.AddrPortFrom(w.client.addr[0], 40000), netip.AddrPortFrom(vips[0], servicePort), lb.TCP)
+	w.carry(l, s)
+	w.limitAnswers()
+	frame, told := w.sized(l, more(s), nodeMTU+1, true), 0
+	for range 20 {
+		if verdict, _ := w.run(l.program, l.on.ifindex, frame); verdict == redirect {
+			told++
+		}
+	}
+	if told != 3 || w.drops("rate-limited") != 17 || w.drops("tunnel-mtu") != 20 {
+		t.Errorf("told %d times of 20, %d counted as limited", told, w.drops("rate-limited"))
+	}
+}

@@ -138,7 +138,7 @@ func TestHandshakesAreFittedToTheTunnel(t *testing.T) {
 		clamps("just fits", mssAt(0, fits), 2, fits)
 		clamps("small", mssAt(1, 536), 3, 536)
 		clamps("behind others", []byte{3, 3, 7, 4, 2, 2, 4, 5, 180, 0, 0, 0}, 7, fits)
-		clamps("after the end", []byte{0, 0, 0, 0, 2, 4, 5, 180}, 6, 1460)
+		clamps("after the end", []byte{0, 4, 0, 0, 2, 4, 5, 180}, 6, 1460)
 		clamps("of a wrong length", []byte{2, 8, 5, 180, 0, 0, 0, 0}, 2, 1460)
 		clamps("behind one without length", []byte{3, 0, 1, 1, 2, 4, 5, 180}, 6, 1460)
 		if verdict, out := w.fromContainer(w.client, s); verdict != redirect || len(out.Payload) != 0 {
