@@ -93,9 +93,10 @@ func ownAddresses(cfg *config.Config, found [2]netip.Addr) [2]netip.Addr {
 	return found
 }
 
-// listPeers returns the other nodes of a configuration, with what fits on the way to them.
-func listPeers(cfg *config.Config, own [2]netip.Addr) []nodes.Peer {
-	var out []nodes.Peer
+// listPeers returns the other nodes of a configuration, with what fits on the way to them. The error says
+// to which of them there is none.
+func listPeers(cfg *config.Config, own [2]netip.Addr) (out []nodes.Peer, err error) {
+	var errs []error
 	for _, n := range cfg.Nodes {
 		if n.Name == cfg.Node.Name || n.Address == own[0] || n.Address == own[1] {
 			continue
@@ -106,10 +107,14 @@ func listPeers(cfg *config.Config, own [2]netip.Addr) []nodes.Peer {
 			p.MAC = [6]byte(mac)
 		}
 		p.SNAT = snatMode(cfg.Tunnel.SNAT, n.Subnets)
-		p.MTU = peerMTU(cfg.Tunnel.MTU, own, n.Address)
+		mtu, err := peerMTU(cfg.Tunnel.MTU, own[familyOf(n.Address)], n.Address)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("node %s: %w", n.Name, err))
+		}
+		p.MTU = mtu
 		out = append(out, p)
 	}
-	return out
+	return out, errors.Join(errs...)
 }
 
 // snatMode says which clients' addresses a peer must not see. Where nobody says which addresses it has,
@@ -124,16 +129,19 @@ func snatMode(word string, subnets []netip.Prefix) datapath.SNATMode {
 	return datapath.SNATCheck
 }
 
-// peerMTU returns the largest packet that fits to a peer, or 0 if nothing is known of the way.
-func peerMTU(configured int, own [2]netip.Addr, peer netip.Addr) uint32 {
-	if configured != 0 {
-		return uint32(configured)
+// peerMTU returns the largest packet that fits to a peer, or 0 and an error if there is no way to it.
+func peerMTU(configured int, own, peer netip.Addr) (uint32, error) {
+	if !own.IsValid() {
+		return 0, fmt.Errorf("this node has no address of the family of %s: set node.address", peer)
 	}
-	path, err := overlay.PathTo(own[familyOf(peer)], peer)
-	if err != nil || path.MTU <= overlay.Overhead(peer) {
-		return 0
+	path, err := overlay.PathTo(own, peer)
+	switch {
+	case err != nil:
+		return 0, err
+	case configured != 0:
+		return uint32(configured), nil
 	}
-	return uint32(path.MTU - overlay.Overhead(peer))
+	return uint32(max(path.MTU-overlay.Overhead(peer), 1)), nil
 }
 
 func familyOf(a netip.Addr) int {
@@ -147,7 +155,7 @@ func familyOf(a netip.Addr) int {
 // them and go after.
 func (p *proxy) putPeers(cfg *config.Config) error {
 	n := p.peers
-	list := listPeers(cfg, *n.own.Load())
+	list, way := listPeers(cfg, *n.own.Load())
 	known := n.table.Nodes()
 	for i := range list {
 		if list[i].MTU == 0 && known[list[i].Name].MTU == 0 {
@@ -155,6 +163,7 @@ func (p *proxy) putPeers(cfg *config.Config) error {
 		}
 	}
 	ids, err := n.table.Put(list)
+	err = errors.Join(way, err)
 	if ids == nil {
 		return err
 	}
@@ -194,7 +203,11 @@ func (p *proxy) findPeers(cfg *config.Config) error {
 		return err
 	}
 	p.noteOwn(cfg, found)
-	return p.putPeers(cfg)
+	if err := p.putPeers(cfg); err != nil {
+		// Followed up, and logged, from now on.
+		p.Log.Debug("other nodes", "err", err)
+	}
+	return nil
 }
 
 // followPeers keeps nodes, the tunnel and the uplinks right until ctx ends.
@@ -279,6 +292,9 @@ func (p *proxy) syncTunnel(cfg *config.Config) (datapath.TunnelSettings, error) 
 	n.cleared = false
 	if !address.IsValid() {
 		return datapath.TunnelSettings{}, errors.New("this node has no address that others could tunnel to: set node.address")
+	}
+	if !overlay.Local(address) {
+		return datapath.TunnelSettings{}, fmt.Errorf("%s, which others know this node by, is no address of it: correct node.address, or this node's entry in nodes", address)
 	}
 	ifindex, err := overlay.Sync(cfg.Tunnel.Port, address)
 	if err != nil {

@@ -69,7 +69,8 @@ func (o *Outside) Announcer(vip netip.Addr) string {
 	return best
 }
 
-// stableRank is what nodes agree on.
+// stableRank is what nodes agree on. FNV alone would rank names that differ in their last letter alike for
+// neighbouring VIPs: its bits are mixed once more.
 func stableRank(vip netip.Addr, node string) uint64 {
 	h := fnv.New64a()
 	b := vip.As16()
@@ -78,5 +79,7 @@ func stableRank(vip netip.Addr, node string) uint64 {
 	x := h.Sum64()
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	x *= 0xc4ceb9fe1a85ec53
 	return x ^ x>>33
 }
