@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/overlay"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
@@ -229,23 +226,6 @@ func (p *proxy) followPeers(ctx context.Context) error {
 	}
 }
 
-// notePeerProblems keeps what is wrong, and logs what was not so before.
-func (p *proxy) notePeerProblems(err error) {
-	var now []string
-	if err != nil {
-		now = strings.Split(err.Error(), "\n")
-	}
-	p.peers.mu.Lock()
-	before := p.peers.problems
-	p.peers.problems = now
-	p.peers.mu.Unlock()
-	for _, text := range now {
-		if !slices.Contains(before, text) {
-			p.Log.Error("other nodes or clients outside are not reached as they should be", "err", text)
-		}
-	}
-}
-
 // syncPeers looks at everything once.
 func (p *proxy) syncPeers(ctx context.Context) error {
 	cfg := p.config.Load()
@@ -266,135 +246,6 @@ func (p *proxy) syncPeers(ctx context.Context) error {
 		errs = append(errs, p.peers.table.Prune(list))
 	}
 	return errors.Join(errs...)
-}
-
-// Names of pins, as endings where there are several.
-const (
-	overlayPin = "overlay"
-	uplinkIn   = "-ingress"
-	uplinkOut  = "-egress"
-)
-
-func (p *proxy) pinAt(name string) string { return filepath.Join(datapath.LinkDir(p.BPFFS), name) }
-
-// syncTunnel makes the VXLAN device, and returns what programs have to know of it. Without other nodes
-// there is none.
-func (p *proxy) syncTunnel(cfg *config.Config) (datapath.TunnelSettings, error) {
-	n := p.peers
-	own := *n.own.Load()
-	address := ownAddress(cfg, own)
-	n.mu.Lock()
-	wanted := len(n.listed) > 0
-	n.mu.Unlock()
-	if !wanted {
-		return datapath.TunnelSettings{}, p.clearTunnel()
-	}
-	n.cleared = false
-	if !address.IsValid() {
-		return datapath.TunnelSettings{}, errors.New("this node has no address that others could tunnel to: set node.address")
-	}
-	if !overlay.Local(address) {
-		return datapath.TunnelSettings{}, fmt.Errorf("%s, which others know this node by, is no address of it: correct node.address, or this node's entry in nodes", address)
-	}
-	ifindex, err := overlay.Sync(cfg.Tunnel.Port, address)
-	if err != nil {
-		return datapath.TunnelSettings{}, err
-	}
-	if n.attached != ifindex || time.Since(n.attachedAt) > attachEvery {
-		_, err := attach.Attach(p.datapath.Program(datapath.FromOverlay), int(ifindex), attach.Ingress, p.pinAt(overlayPin))
-		if err != nil {
-			return datapath.TunnelSettings{}, fmt.Errorf("attach to %s: %w", overlay.Device, err)
-		}
-		n.attached, n.attachedAt = ifindex, time.Now()
-	}
-	return tunnelSettings(cfg, ifindex, own)
-}
-
-// clearTunnel takes the device away.
-func (p *proxy) clearTunnel() error {
-	n := p.peers
-	if n.cleared {
-		return nil
-	}
-	_, err := overlay.Remove()
-	err = errors.Join(attach.Detach(p.pinAt(overlayPin), 0), err)
-	n.attached, n.cleared = 0, err == nil
-	return err
-}
-
-// tunnelSettings are what programs have to know to send to other nodes.
-func tunnelSettings(cfg *config.Config, ifindex uint32, own [2]netip.Addr) (datapath.TunnelSettings, error) {
-	t := datapath.TunnelSettings{Ifindex: ifindex, VNI: cfg.Tunnel.VNI, VTEP: own, SNAT: own}
-	for _, a := range cfg.Datapath.HairpinAddress {
-		if family := familyOf(a); !t.SNAT[family].IsValid() {
-			t.SNAT[family] = a
-		}
-	}
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-	if err != nil {
-		return t, fmt.Errorf("read which ports are the host's own: %w", err)
-	}
-	var low, high uint16
-	if _, err := fmt.Sscan(string(text), &low, &high); err != nil {
-		return t, fmt.Errorf("read which ports are the host's own: %w", err)
-	}
-	t.SNATMin, t.SNATMax = translatedPorts(low, high)
-	return t, nil
-}
-
-// translatedPorts returns the larger range of ports that the host's own connections do not use.
-func translatedPorts(low, high uint16) (first, last uint16) {
-	const lowest, highest = 1024, 65535
-	below, above := int(low)-lowest, highest-int(high)
-	switch {
-	case below <= 0 && above <= 0:
-		return lowest, highest // none is free: collisions are found out flow by flow
-	case below >= above:
-		return lowest, low - 1
-	}
-	return high + 1, highest
-}
-
-// lowMTU is what IPv6 needs of every way.
-const lowMTU = 1280
-
-// wayProblems returns what is wrong with the ways to other nodes and to clients outside, a line each.
-func (p *proxy) wayProblems() []string {
-	n := p.peers
-	known := n.table.Nodes()
-	n.mu.Lock()
-	out := slices.Clone(n.problems)
-	for _, peer := range n.listed {
-		if n.lost[peer.Name] {
-			out = append(out, fmt.Sprintf("node %s (%s) cannot be reached: its backends take no new connections as long as others do", peer.Name, peer.VTEP))
-		}
-		if mtu := known[peer.Name].MTU; mtu < lowMTU {
-			out = append(out, fmt.Sprintf("node %s: packets of %d bytes fit through the tunnel, and IPv6 needs %d: the underlay needs a larger MTU", peer.Name, mtu, lowMTU))
-		}
-	}
-	n.mu.Unlock()
-	if s := p.store.Snapshot(); s != nil {
-		out = append(out, nowhere(s)...)
-	}
-	return out
-}
-
-// nowhere returns a line for each node that backends are said to be on and nobody knows.
-func nowhere(s *state.Snapshot) []string {
-	var out []string
-	for _, svc := range s.Services {
-		said := make(map[string]bool)
-		for i := range svc.Backends {
-			b := &svc.Backends[i]
-			if b.Placed() || said[b.Node] {
-				continue
-			}
-			said[b.Node] = true
-			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, which is not known: it gets no connections until nodes in tclb.yaml has that node",
-				svc.Spec.Name, svc.File, b.Key(), b.Node))
-		}
-	}
-	return out
 }
 
 // Nodes implements view.View.
