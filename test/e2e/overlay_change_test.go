@@ -92,6 +92,30 @@ func TestNodesFollowTheList(t *testing.T) {
 	})
 }
 
+// Port and VNI of the tunnel change without a restart.
+func TestTunnelSettingsAreReloaded(t *testing.T) {
+	t.Parallel()
+	p := newPairOfNodes(t, v6, distinctSubnets)
+	p.client.mustAsk(t, "tcp", front(vip(10), v4))
+	for _, n := range p.nodes {
+		n.configureProxy(p.list, "tunnel: {port: 4790, vni: 16777215, mtu: 1300}")
+		n.hangUp()
+	}
+	eventually(t, 5*time.Second, "the tunnel is as it should be now", func() error {
+		s, err := p.a.maps().Settings()
+		if rows := list[[]nodeRow](p.a, "node", "list"); err == nil && (s.Tunnel.VNI != 16777215 || rows[1].MTU != 1300) {
+			err = fmt.Errorf("settings %+v, nodes %+v", s.Tunnel, rows)
+		}
+		if err == nil {
+			_, err = p.client.askWithin("tcp", front(vip(10), v6), patience/4)
+		}
+		return err
+	})
+	if s := p.a.run("ip", "-d", "link", "show", "tclbvx"); !strings.Contains(s, "dstport 4790") {
+		t.Errorf("the device: %s", s)
+	}
+}
+
 // The device is ours: whatever becomes of it, it is there again.
 func TestTunnelDeviceIsRepaired(t *testing.T) {
 	t.Parallel()
