@@ -101,8 +101,9 @@ func TestTunnelSettingsAreReloaded(t *testing.T) {
 		n.configureProxy(p.list, "tunnel: {port: 4790, vni: 16777215, mtu: 1300}")
 		n.hangUp()
 	}
+	maps := p.a.maps()
 	eventually(t, 5*time.Second, "the tunnel is as it should be now", func() error {
-		s, err := p.a.maps().Settings()
+		s, err := maps.Settings()
 		if rows := list[[]nodeRow](p.a, "node", "list"); err == nil && (s.Tunnel.VNI != 16777215 || rows[1].MTU != 1300) {
 			err = fmt.Errorf("settings %+v, nodes %+v", s.Tunnel, rows)
 		}

@@ -39,8 +39,7 @@ type peers struct {
 	table  *nodes.Table
 	tunnel atomic.Pointer[datapath.TunnelSettings] // never nil
 	own    atomic.Pointer[[2]netip.Addr]           // this node's addresses; never nil
-
-	ownVIPs atomic.Pointer[[]netip.Addr] // VIPs that are addresses of this node; never nil
+	local  atomic.Pointer[[]netip.Addr]            // all addresses of this node; never nil
 
 	mu       sync.Mutex // guards all below
 	listed   []nodes.Peer
@@ -58,7 +57,7 @@ func newPeers(d nodes.Maps) *peers {
 	n := &peers{table: nodes.New(d), lost: make(map[string]bool)}
 	n.tunnel.Store(&datapath.TunnelSettings{})
 	n.own.Store(&[2]netip.Addr{})
-	n.ownVIPs.Store(&[]netip.Addr{})
+	n.local.Store(&[]netip.Addr{})
 	return n
 }
 
@@ -189,7 +188,7 @@ func (n *peers) publish(store *state.Store) {
 	store.SetNodes(out)
 }
 
-// findPeers makes the nodes of the start known, before anything says what is on them. A tunnel of before
+// findPeers makes the nodes of the start known, before anything says what is on them or is written. A tunnel of before
 // goes on as it was until it is looked at.
 func (p *proxy) findPeers(cfg *config.Config) error {
 	if before, err := p.datapath.Settings(); err == nil {
@@ -204,6 +203,12 @@ func (p *proxy) findPeers(cfg *config.Config) error {
 		// Followed up, and logged, from now on.
 		p.Log.Debug("other nodes", "err", err)
 	}
+	local, err := localAddresses()
+	if err != nil {
+		return err
+	}
+	p.peers.local.Store(&local)
+	p.noteOutside(cfg)
 	return nil
 }
 
@@ -231,10 +236,12 @@ func (p *proxy) syncPeers(ctx context.Context) error {
 	cfg := p.config.Load()
 	errs := []error{p.putPeers(cfg)}
 	tunnel, err := p.syncTunnel(cfg)
-	if errs = append(errs, err); err == nil && *p.peers.tunnel.Swap(&tunnel) != tunnel {
+	errs = append(errs, err)
+	// A port that is somebody else's leaves no device; after another error there may be the one of before.
+	if (err == nil || errors.Is(err, overlay.ErrPortInUse)) && *p.peers.tunnel.Swap(&tunnel) != tunnel {
 		p.kickHost()
 	}
-	p.noteOutside(cfg, *p.peers.ownVIPs.Load())
+	p.noteOutside(cfg)
 	errs = append(errs, p.syncUplinks(cfg), p.announceVIPs())
 	p.peers.mu.Lock()
 	list := p.peers.listed

@@ -144,6 +144,14 @@ func TestVIPsSayWhoAnswersForThem(t *testing.T) {
 	check("at first", false, false)
 	set(state.Outside{Announcers: []string{"node-a"}, Own: []netip.Addr{addr("10.96.0.1")}})
 	check("alone", true, true)
+	n.start() // a restart, which knows this before it begins
+	n.store.SetOutside(&state.Outside{Announcers: []string{"node-a"}, Own: []netip.Addr{addr("10.96.0.1")}})
+	n.maps.Writes()
+	n.apply(services)
+	check("after a restart", true, true)
+	if w := n.maps.Writes(); w != 0 {
+		t.Errorf("a restart makes %d writes", w)
+	}
 	set(state.Outside{Announcers: []string{"node-b"}})
 	check("another node", false, false)
 	set(state.Outside{})
