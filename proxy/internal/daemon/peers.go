@@ -89,11 +89,14 @@ func ownAddresses(cfg *config.Config, found [2]netip.Addr) [2]netip.Addr {
 	return found
 }
 
-// listPeers returns the other nodes of a configuration, with what fits on the way to them. The error says
-// to which of them there is none.
-func listPeers(cfg *config.Config, own [2]netip.Addr) (out []nodes.Peer, err error) {
+// knownNodes returns the nodes that somebody speaks of, this one perhaps among them.
+func (p *proxy) knownNodes(cfg *config.Config) []config.Peer { return cfg.Nodes }
+
+// listPeers returns those of known nodes that are not this one, with what fits on the way to them. The error
+// says to which of them there is none.
+func listPeers(cfg *config.Config, known []config.Peer, own [2]netip.Addr) (out []nodes.Peer, err error) {
 	var errs []error
-	for _, n := range cfg.Nodes {
+	for _, n := range known {
 		if n.Name == cfg.Node.Name || n.Address == own[0] || n.Address == own[1] {
 			continue
 		}
@@ -151,7 +154,7 @@ func familyOf(a netip.Addr) int {
 // them and go after.
 func (p *proxy) putPeers(cfg *config.Config) error {
 	n := p.peers
-	list, way := listPeers(cfg, *n.own.Load())
+	list, way := listPeers(cfg, p.knownNodes(cfg), *n.own.Load())
 	known := n.table.Nodes()
 	for i := range list {
 		if list[i].MTU == 0 && known[list[i].Name].MTU == 0 {

@@ -27,7 +27,7 @@ func TestPeersAreAllNodesButThisOne(t *testing.T) {
 	if want := [2]netip.Addr{address("192.0.2.1"), address("2001:db8::1")}; own != want {
 		t.Errorf("own addresses %v, want %v: the list says how others know this node", own, want)
 	}
-	got, way := listPeers(cfg, own)
+	got, way := listPeers(cfg, cfg.Nodes, own)
 	if len(got) != 2 || got[0].Name != "b" || got[1].Name != "c" {
 		t.Fatalf("peers %+v", got)
 	}

@@ -64,7 +64,8 @@ func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
 	s.publish(touched)
 }
 
-// judge puts what health checks and clients say beside what was asked for. s.mu is held.
+// judge puts what health checks and clients say, and whether its node can be reached, beside what was asked
+// for and what is known of it already. s.mu is held.
 func (s *Store) judge(service string, b *Backend) {
 	lost := b.Zone != 0 && !s.nodes[b.Node].Reachable
 	if len(s.unhealthy)+len(s.ejections) == 0 && !lost {
@@ -72,14 +73,14 @@ func (s *Store) judge(service string, b *Backend) {
 	}
 	ref := b.HealthRef(service)
 	_, fails := s.unhealthy[ref]
-	fails = fails || lost
 	ejection := s.ejections[ref]
-	b.Ejected = ejection == Ejected && !fails
+	fails = fails || lost || b.Failed && !b.Ejected
+	b.Ejected = !fails && (b.Ejected || ejection == Ejected)
 	b.Failed = fails || b.Ejected
 	if b.Failed && b.State == lb.Active {
 		b.State = lb.Unhealthy
 	}
-	b.Trial = ejection == OnTrial && b.Serves()
+	b.Trial = (b.Trial || ejection == OnTrial) && b.Serves()
 }
 
 // HealthRef returns the backend's name for SetUnhealthy and SetEjections.

@@ -20,13 +20,13 @@ func (s *Store) SetNodes(nodes map[string]Node) {
 	if maps.Equal(s.nodes, nodes) {
 		return
 	}
-	touched := make(map[string]bool)
-	for i := range s.services {
-		for _, b := range s.services[i].Spec.Backends {
-			if s.nodes[b.Node] != nodes[b.Node] {
-				touched[s.services[i].Spec.Name] = true
-				break
-			}
+	var touched map[string]bool
+	if before := s.current.Load(); before != nil {
+		touched = make(map[string]bool)
+		for _, svc := range before.Services {
+			touched[svc.Spec.Name] = slices.ContainsFunc(svc.Backends, func(b Backend) bool {
+				return b.Remote && s.nodes[b.Node] != nodes[b.Node]
+			})
 		}
 	}
 	s.nodes = nodes
