@@ -18,6 +18,17 @@ type nodeRow struct {
 	MTU           int
 }
 
+// row is how a node lists another one.
+func (n *node) row(of *node) nodeRow {
+	n.t.Helper()
+	rows := list[[]nodeRow](n, "node", "list")
+	i := slices.IndexFunc(rows, func(r nodeRow) bool { return r.Name == of.name })
+	if i < 0 {
+		n.t.Fatalf("%s is not in %+v", of.name, rows)
+	}
+	return rows[i]
+}
+
 // hangUp has the proxy read its files again.
 func (n *node) hangUp() {
 	n.t.Helper()
@@ -64,8 +75,8 @@ func TestTunnelledFlowsOutliveTheProxies(t *testing.T) {
 func TestNodesFollowTheList(t *testing.T) {
 	t.Parallel()
 	p := newPairOfNodes(t, v4, distinctSubnets)
-	if rows := list[[]nodeRow](p.a, "node", "list"); len(rows) != 2 || rows[1].MTU != 1450 || !rows[1].Reachable {
-		t.Errorf("nodes %+v", rows)
+	if row := p.a.row(p.b); row.MTU != 1450 || !row.Reachable || row.Address != p.b.underlay.String() {
+		t.Errorf("node %+v", row)
 	}
 	p.client.mustAsk(t, "tcp", front(vip(10), v4))
 	p.a.configureProxy()
@@ -104,8 +115,8 @@ func TestTunnelSettingsAreReloaded(t *testing.T) {
 	maps := p.a.maps()
 	eventually(t, 5*time.Second, "the tunnel is as it should be now", func() error {
 		s, err := maps.Settings()
-		if rows := list[[]nodeRow](p.a, "node", "list"); err == nil && (s.Tunnel.VNI != 16777215 || rows[1].MTU != 1300) {
-			err = fmt.Errorf("settings %+v, nodes %+v", s.Tunnel, rows)
+		if row := p.a.row(p.b); err == nil && (s.Tunnel.VNI != 16777215 || row.MTU != 1300) {
+			err = fmt.Errorf("settings %+v, node %+v", s.Tunnel, row)
 		}
 		if err == nil {
 			_, err = p.client.askWithin("tcp", front(vip(10), v6), patience/4)
@@ -146,8 +157,8 @@ func TestSmallerUnderlayIsNoticed(t *testing.T) {
 		n.ip("link set " + underlayDevice + " mtu 1400")
 	}
 	eventually(t, 5*time.Second, "less fits", func() error {
-		if rows := list[[]nodeRow](p.a, "node", "list"); rows[1].MTU != 1330 {
-			return fmt.Errorf("nodes %+v", rows)
+		if row := p.a.row(p.b); row.MTU != 1330 {
+			return fmt.Errorf("node %+v", row)
 		}
 		return nil
 	})
