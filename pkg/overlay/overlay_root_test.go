@@ -179,6 +179,9 @@ func TestPathSaysWhatFits(t *testing.T) {
 		if err != nil || got.MTU != 1400 || !got.OnLink || got.Device != d.Attrs().Index {
 			t.Errorf("on the link: %+v, %v", got, err)
 		}
+		if !Local(own) || Local(peer) {
+			t.Errorf("local: own address %v, peer's %v", Local(own), Local(peer))
+		}
 		beyond := netip.MustParseAddr("198.51.100.1")
 		if _, err := PathTo(own, beyond); err == nil {
 			t.Error("a way where there is none")

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // What a tunnelled packet is wrapped in: Ethernet, VXLAN, UDP and IP.
@@ -27,6 +28,12 @@ type Path struct {
 	MTU    int  // the largest packet of the underlay that is known to get there
 	OnLink bool // without a router in between
 	Device int  // index of the device that it leaves by
+}
+
+// Local says whether an address is one of this host's.
+func Local(address netip.Addr) bool {
+	routes, err := netlink.RouteGet(address.AsSlice())
+	return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
 }
 
 // PathTo returns the way from one underlay address to another as the kernel sees it now: what ICMP

@@ -75,6 +75,13 @@ func (f *flow) close() {
 	f.back(packet.FIN|packet.ACK, backendISN+1, f.seq+2)
 }
 
+func (w *world) pairs() []datapath.Pair {
+	w.t.Helper()
+	var out []datapath.Pair
+	w.check(w.d.Pairs(func(p datapath.Pair) bool { out = append(out, p); return true }))
+	return out
+}
+
 func TestAFlowGoesOutAndComesBack(t *testing.T) {
 	each(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
 		f := w.flow(vips[family], family, proto, 40000)

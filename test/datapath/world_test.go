@@ -388,13 +388,6 @@ func reply(p packet.Spec) packet.Spec {
 	return p
 }
 
-func (w *world) pairs() []datapath.Pair {
-	w.t.Helper()
-	var out []datapath.Pair
-	w.check(w.d.Pairs(func(p datapath.Pair) bool { out = append(out, p); return true }))
-	return out
-}
-
 func (w *world) drops(r string) uint64 {
 	w.t.Helper()
 	all, err := w.d.Drops()

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -16,6 +15,7 @@ type cluster struct {
 	t        *testing.T
 	underlay *place
 	nodes    []*node
+	list     string // of the nodes, in tclb.yaml
 }
 
 // underlayDevice is the nodes' device there.
@@ -44,7 +44,7 @@ func sameSubnets(int) []string { return subnetsA }
 func newCluster(t *testing.T, count, family int, subnets func(i int) []string, extra ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t}
-	list := "nodes:\n"
+	c.list = "nodes:"
 	for i := range count {
 		n := newNode(t)
 		n.subnets, n.underlay = subnets(i), underlayAddress(family, i)
@@ -53,10 +53,10 @@ func newCluster(t *testing.T, count, family int, subnets func(i int) []string, e
 		}
 		c.plug(n.place, underlayDevice, i)
 		c.nodes = append(c.nodes, n)
-		list += fmt.Sprintf("- {name: %s, address: %q, subnets: [%q, %q]}\n", n.name, n.underlay, n.subnets[v4], n.subnets[v6])
+		c.list += fmt.Sprintf("\n- {name: %s, address: %q, subnets: [%q, %q]}", n.name, n.underlay, n.subnets[v4], n.subnets[v6])
 	}
 	for _, n := range c.nodes {
-		n.configureProxy(append(extra, strings.TrimSpace(list))...)
+		n.configureProxy(append(extra, c.list)...)
 	}
 	return c
 }

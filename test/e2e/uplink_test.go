@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -119,9 +118,7 @@ func TestUplinksAreFollowed(t *testing.T) {
 	join(n.place, "late.7", far, "eth0", nil, nil)
 	expect("it is back", 1)
 	n.configureProxy()
-	if err := n.proxy.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
+	n.hangUp()
 	expect("it is listed no more", 0)
 	eventually(t, time.Second, "nothing is attached", func() error {
 		left, err := filepath.Glob(filepath.Join(n.bpffs, layout, "links", "uplink-*"))

@@ -164,8 +164,13 @@ func (c *Config) readNodes(m *mapping) {
 
 // checkOwnEntry records that this node's own entry says something else than key node.
 func (c *Config) checkOwnEntry(at cursor, p *Peer) {
-	if own := c.Node.Address; p.Name == c.Node.Name && own.IsValid() && own != p.Address {
+	own := c.Node.Address
+	switch same := p.Name == c.Node.Name; {
+	case !own.IsValid() || same == (own == p.Address):
+	case same:
 		at.fail("node address %s is not this node's own: node.address is %s", p.Address, own)
+	default:
+		at.fail("node address %s is this node's own: its entry is called %s, as node.name", p.Address, show(c.Node.Name))
 	}
 }
 

@@ -95,6 +95,7 @@ func TestEachMistakeInSettingsHasItsFinding(t *testing.T) {
 		{"peer's address in the pool", "192.0.2.12", "10.96.0.12", `7:11: vipPool[0]: 10.96.0.0/16 contains 10.96.0.12, the address of node "node-b": choose a prefix that is not in use`},
 		{"own address in the pool", "192.0.2.11", "10.96.0.11", `7:11: vipPool[0]: 10.96.0.0/16 contains 10.96.0.11, the address of node "node-a": choose a prefix that is not in use`},
 		{"own entry of another address", "name: node-c", "name: node-a", `13:27: nodes[1].address: node address 2001:db8::12 is not this node's own: node.address is 192.0.2.11`},
+		{"own address of another name", `"2001:db8::12"`, "192.0.2.11", `13:27: nodes[1].address: node address 192.0.2.11 is this node's own: its entry is called "node-a", as node.name`},
 		{"peer's mac", "02:00:5e:10:00:02", "02:00:5e", `12:69: nodes[0].mac: mac "02:00:5e" is no Ethernet address: want one like 02:00:5e:10:00:01`},
 		{"tunnel port", "port: 4790", "port: 65536", `10:33: tunnel.port: port 65536 is out of range: want 1 to 65535`},
 		{"snat", "snat: never", "snat: no", `10:53: tunnel.snat: unknown snat "no": want auto, always or never`},

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -99,13 +100,15 @@ func (p *proxy) syncHost() error {
 		return err
 	}
 	p.noteOwn(cfg, address)
+	if local, err := localAddresses(); err == nil && !slices.Equal(*p.peers.local.Swap(&local), local) {
+		p.kickPeers()
+	}
 	address = *p.peers.own.Load()
 	vips := slices.Clone(cfg.Datapath.HairpinAddress)
 	if s := p.store.Snapshot(); s != nil {
 		for _, svc := range s.Services {
 			vips = append(vips, svc.Spec.VIPs...)
 		}
-		p.noteOwnVIPs(vips)
 		p.noteBridges(s.Endpoints)
 		p.services.SetSurroundings(cfg.Surroundings(p.subnets()))
 	}
@@ -126,23 +129,21 @@ func (p *proxy) noteOwn(cfg *config.Config, found [2]netip.Addr) {
 	}
 }
 
-// noteOwnVIPs notes which VIPs are addresses of this node as well: there its own processes come first.
-func (p *proxy) noteOwnVIPs(vips []netip.Addr) {
+// localAddresses returns all addresses of this node, sorted: at a VIP among them its own processes come
+// first.
+func localAddresses() ([]netip.Addr, error) {
 	addresses, err := net.InterfaceAddrs()
 	if err != nil {
-		return // what was known stays
+		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	here := make(map[netip.Addr]bool, len(addresses))
+	out := make([]netip.Addr, 0, len(addresses))
 	for _, a := range addresses {
 		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			here[prefix.Addr().Unmap()] = true
+			out = append(out, prefix.Addr().Unmap())
 		}
 	}
-	own := slices.DeleteFunc(slices.Clone(vips), func(v netip.Addr) bool { return !here[v] })
-	slices.SortFunc(own, netip.Addr.Compare)
-	if !slices.Equal(*p.peers.ownVIPs.Swap(&own), own) {
-		p.kickPeers()
-	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
 }
 
 // putSettings writes what programs have to know, if it differs.

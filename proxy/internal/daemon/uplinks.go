@@ -167,8 +167,8 @@ func (p *proxy) dropUplinks(cfg *config.Config, look bool) error {
 // noteOutside tells the state who answers for VIPs, and which of them are this node's own addresses.
 // Nodes that are believed to do so are those on our link that run tclb and can be reached: all nodes must
 // have the same `announce`.
-func (p *proxy) noteOutside(cfg *config.Config, own []netip.Addr) {
-	o := &state.Outside{Own: own}
+func (p *proxy) noteOutside(cfg *config.Config) {
+	o := &state.Outside{Own: *p.peers.local.Load()}
 	if cfg.Announce && len(cfg.Uplinks) > 0 {
 		o.Announcers = append(o.Announcers, cfg.Node.Name)
 		n := p.peers

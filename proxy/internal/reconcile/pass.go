@@ -73,8 +73,8 @@ func (r *Reconciler) pass() {
 		r.fineGeneral("recover")
 	}
 	r.postpone()
-	all := r.putTimeouts() || r.outside != r.snapshot.Outside
-	r.outside = r.snapshot.Outside
+	all := r.putTimeouts()
+	r.markOutside()
 	clean := r.takeLeftover()
 	r.unclaimed = false
 	changes := make([]*change, 0, chunk)
@@ -160,6 +160,21 @@ func (r *Reconciler) consider(want *state.Service, force bool) *service {
 	}
 	svc.dirty = false
 	return svc
+}
+
+// markOutside marks the services whose VIPs clients beyond the uplinks are to be told something else of.
+func (r *Reconciler) markOutside() {
+	if r.outside == r.snapshot.Outside {
+		return
+	}
+	r.outside = r.snapshot.Outside
+	for _, svc := range r.services {
+		for _, key := range svc.keys {
+			if key.Port == 0 && r.vipRecord(svc.id, key.VIP) != withoutEpoch(r.frontends[key]) {
+				svc.dirty = true
+			}
+		}
+	}
 }
 
 // putTimeouts writes the node-wide timeouts. If they changed, every service has to be looked at.

@@ -275,6 +275,12 @@ func (r *Reconciler) planFrontends(c *change) {
 
 func vipKey(vip netip.Addr) lb.Frontend { return lb.Frontend{VIP: vip} }
 
+// withoutEpoch is a record as far as it is planned.
+func withoutEpoch(f datapath.Frontend) datapath.Frontend {
+	f.Epoch = 0
+	return f
+}
+
 // vipRecord is what a VIP as such is to packets.
 func (r *Reconciler) vipRecord(service uint32, vip netip.Addr) datapath.Frontend {
 	o := r.snapshot.Outside

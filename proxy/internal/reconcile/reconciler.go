@@ -86,7 +86,7 @@ type Reconciler struct {
 	pruned    bool // the first complete pass is done
 	snapshot  *state.Snapshot
 	timeouts  lb.Timeouts    // node-wide, as in the maps
-	outside   *state.Outside // that every service was planned with
+	outside   *state.Outside // that services were planned with
 
 	// What is in the maps, as far as this process knows.
 	frontends map[lb.Frontend]datapath.Frontend

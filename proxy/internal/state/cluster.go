@@ -194,7 +194,7 @@ func (p *peerIndex) join(m *merger, fam families, e *registry.Endpoint) {
 		}
 		b := Backend{
 			Backend: lb.Backend{Address: a, Node: p.name, Weight: weightOf(e), Port: e.Port, Endpoint: e.ID},
-			Member:  true, Remote: true, Zone: m.nodes[p.name].ID,
+			Member:  true, Remote: true,
 		}
 		m.scratch = append(m.scratch, b)
 	}

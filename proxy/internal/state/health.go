@@ -64,7 +64,8 @@ func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
 	s.publish(touched)
 }
 
-// judge puts what health checks and clients say beside what was asked for. s.mu is held.
+// judge puts what health checks and clients say, and whether its node can be reached, beside what was asked
+// for and what is known of it already. s.mu is held.
 func (s *Store) judge(service string, b *Backend) {
 	if b.Remote {
 		s.judgeRemote(service, b)
@@ -75,14 +76,14 @@ func (s *Store) judge(service string, b *Backend) {
 	}
 	ref := b.HealthRef(service)
 	_, fails := s.unhealthy[ref]
+	ejection := s.ejections[ref]
 	fails = fails || away || b.Failed && !b.Ejected
-	ejected := b.Ejected || s.ejections[ref] == Ejected
-	b.Ejected = ejected && !fails
-	b.Failed = fails || ejected
+	b.Ejected = !fails && (b.Ejected || ejection == Ejected)
+	b.Failed = fails || b.Ejected
 	if b.Failed && b.State == lb.Active {
 		b.State = lb.Unhealthy
 	}
-	b.Trial = (b.Trial || s.ejections[ref] == OnTrial) && b.Serves()
+	b.Trial = (b.Trial || ejection == OnTrial) && b.Serves()
 }
 
 // HealthRef returns the backend's name for SetUnhealthy and SetEjections.

@@ -70,7 +70,6 @@ func (s *Store) mergeService(m *merger, d *Definition, prev *Service) *Service {
 func (s *Store) newMerger() *merger {
 	m := &merger{
 		node:      s.node,
-		nodes:     s.nodes,
 		byAddress: newestByAddress(s.endpoints),
 		joined:    make(map[string][]string),
 	}
@@ -118,7 +117,6 @@ func (w *walker) find(name string) *Service {
 // merger is one merge.
 type merger struct {
 	node      string
-	nodes     map[string]Node
 	byAddress map[netip.Addr]*registry.Endpoint // of two with one address, the newest
 	named     map[string][]*registry.Endpoint   // by service: channels 1 to 3
 	hinted    map[string][]*registry.Endpoint   // by name: channel 4
@@ -195,6 +193,9 @@ func (m *merger) backends(spec *lb.Service, s *Store) []Backend {
 	}
 	for i := range m.scratch {
 		b := &m.scratch[i]
+		if b.Remote {
+			b.Zone = s.nodes[b.Node].ID
+		}
 		s.overrides.apply(spec.Name, b)
 		if b.Weight == 0 {
 			b.State = lb.Maintenance
@@ -214,7 +215,7 @@ func compareBackends(a, b *Backend) int {
 func (m *merger) listed(b lb.Backend) Backend {
 	out := Backend{Backend: b}
 	if b.Node != "" && b.Node != m.node {
-		out.Remote, out.Zone = true, m.nodes[b.Node].ID
+		out.Remote = true
 		return out
 	}
 	if e := m.byAddress[b.Address]; e != nil {

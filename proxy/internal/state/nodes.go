@@ -20,15 +20,13 @@ func (s *Store) SetNodes(nodes map[string]Node) {
 	if maps.Equal(s.nodes, nodes) {
 		return
 	}
-	touched := make(map[string]bool)
-	if now := s.current.Load(); now != nil {
-		for _, svc := range now.Services {
-			for i := range svc.Backends {
-				if name := svc.Backends[i].Node; s.nodes[name] != nodes[name] {
-					touched[svc.Spec.Name] = true
-					break
-				}
-			}
+	var touched map[string]bool
+	if before := s.current.Load(); before != nil {
+		touched = make(map[string]bool)
+		for _, svc := range before.Services {
+			touched[svc.Spec.Name] = slices.ContainsFunc(svc.Backends, func(b Backend) bool {
+				return b.Remote && s.nodes[b.Node] != nodes[b.Node]
+			})
 		}
 	}
 	s.nodes = nodes
@@ -71,7 +69,8 @@ func (o *Outside) Announcer(vip netip.Addr) string {
 	return best
 }
 
-// stableRank is what nodes agree on.
+// stableRank is what nodes agree on. FNV alone would rank names that differ in their last letter alike for
+// neighbouring VIPs: its bits are mixed once more.
 func stableRank(vip netip.Addr, node string) uint64 {
 	h := fnv.New64a()
 	b := vip.As16()
@@ -80,5 +79,7 @@ func stableRank(vip netip.Addr, node string) uint64 {
 	x := h.Sum64()
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	x *= 0xc4ceb9fe1a85ec53
 	return x ^ x>>33
 }

@@ -88,8 +88,8 @@ func NewView() *View {
 			{ID: 0, Service: "late", Address: addr("192.0.2.107"), Port: 1, Protocol: lb.TCP},
 			{ID: 0, Service: "empty", Address: addr("192.0.2.108"), Port: 9, Protocol: lb.TCP, Node: "node-c", Weight: 100, Lost: true},
 		},
-		EndpointValues: endpoints(),
-		FileValues:     []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
+		EndpointValues: endpoints(), UnattachedValue: unattached(),
+		FileValues: []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
 		StatusValue: view.Status{
 			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
 			Errors:    []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
@@ -99,7 +99,6 @@ func NewView() *View {
 			Tables:    view.Timing{Count: 4, Total: 20 * time.Millisecond}, Failures: 2, Repaired: 1,
 			Cluster: cluster(),
 		},
-		UnattachedValue: unattached(),
 		FindingValues: []config.Finding{{
 			File: "/etc/tclb/services.d/web.yaml", Line: 4, Column: 11,
 			Key: "services[0].backends[1].weight", Reason: "1001 is above 1000: want 0 to 1000",
@@ -164,7 +163,7 @@ func peers() []view.Node {
 			Name: "node-c", ID: 8, Address: addr("2001:db8::13"), Latency: 12 * time.Millisecond, LossRatio: 1, MTU: 1430, MTUBlackHole: true,
 			Since: Now.Add(-time.Minute), LastSeen: Now.Add(-time.Minute), Probes: view.NodeProbes{Answered: 100, Lost: 240},
 		},
-		{Name: "switch", ID: 9, Address: addr("192.0.2.14"), Reachable: true, Plain: true, MTU: 1450},
+		{Name: "switch", ID: 3, Address: addr("192.0.2.14"), Reachable: true, Plain: true, MTU: 1450},
 	}
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
@@ -26,12 +27,16 @@ func TestPeersAreAllNodesButThisOne(t *testing.T) {
 	if want := [2]netip.Addr{address("192.0.2.1"), address("2001:db8::1")}; own != want {
 		t.Errorf("own addresses %v, want %v: the list says how others know this node", own, want)
 	}
-	got := listPeers(cfg, nil, own)
+	got, way := listPeers(cfg, cfg.Nodes, own)
 	if len(got) != 2 || got[0].Name != "b" || got[1].Name != "c" {
 		t.Fatalf("peers %+v", got)
 	}
-	if b := got[0]; b.MAC != overlay.MAC(address("192.0.2.2")) || b.SNAT != datapath.SNATCheck || b.MTU != 1400 {
+	if b := got[0]; b.MAC != overlay.MAC(address("192.0.2.2")) || b.SNAT != datapath.SNATCheck || b.MTU != 0 {
 		t.Errorf("b is %+v", b)
+	}
+	// Neither address is one of the machine that the test runs on.
+	if way == nil || !strings.Contains(way.Error(), "node b: find the way to 192.0.2.2: ") {
+		t.Errorf("the ways are %v", way)
 	}
 	if c := got[1]; c.MAC != [6]byte{2, 0, 0, 0, 0, 12} || c.SNAT != datapath.SNATAlways {
 		t.Errorf("c is %+v", c)
@@ -84,8 +89,11 @@ func (noNodes) Subnets() (map[datapath.SubnetKey]struct{}, error) {
 func TestBackendsOfALostNodeFail(t *testing.T) {
 	cfg := config.Default()
 	cfg.Node.Name, cfg.Tunnel.MTU = "a", 1400
-	cfg.Nodes = []config.Peer{{Name: "b", Address: netip.MustParseAddr("192.0.2.2")}}
+	cfg.Nodes = []config.Peer{{Name: "b", Address: netip.MustParseAddr("127.0.0.2")}}
 	p := &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}
+	p.Log = slog.New(slog.DiscardHandler)
+	p.reach = p.newProber(cfg, p.noteReach)
+	p.peers.own.Store(&[2]netip.Addr{netip.MustParseAddr("127.0.0.1")})
 	p.store.SetEndpoints(nil)
 	p.store.SetServices([]state.Definition{{Spec: lb.Service{
 		Name: "web", VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.100")},

@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
+)
+
+// notePeerProblems keeps what is wrong, and logs what was not so before.
+func (p *proxy) notePeerProblems(err error) {
+	var now []string
+	if err != nil {
+		now = strings.Split(err.Error(), "\n")
+	}
+	p.peers.mu.Lock()
+	before := p.peers.problems
+	p.peers.problems = now
+	p.peers.mu.Unlock()
+	for _, text := range now {
+		if !slices.Contains(before, text) {
+			p.Log.Error("other nodes or clients outside are not reached as they should be", "err", text)
+		}
+	}
+}
+
+// lowMTU is what IPv6 needs of every way.
+const lowMTU = 1280
+
+// wayProblems returns what is wrong with the ways to other nodes and to clients outside, a line each.
+func (p *proxy) wayProblems() []string {
+	n := p.peers
+	known := n.table.Nodes()
+	n.mu.Lock()
+	out := slices.Clone(n.problems)
+	for _, peer := range n.listed {
+		if n.lost[peer.Name] {
+			out = append(out, fmt.Sprintf("node %s (%s) cannot be reached: its backends take no new connections as long as others do", peer.Name, peer.VTEP))
+		}
+		if mtu := known[peer.Name].MTU; mtu < lowMTU {
+			out = append(out, fmt.Sprintf("node %s: packets of %d bytes fit through the tunnel, and IPv6 needs %d: the underlay needs a larger MTU", peer.Name, mtu, lowMTU))
+		}
+	}
+	n.mu.Unlock()
+	if s := p.store.Snapshot(); s != nil {
+		out = append(out, nowhere(s)...)
+	}
+	return out
+}
+
+// nowhere returns a line for each node that backends are said to be on and nobody knows.
+func nowhere(s *state.Snapshot) []string {
+	var out []string
+	for _, svc := range s.Services {
+		said := make(map[string]bool)
+		for i := range svc.Backends {
+			b := &svc.Backends[i]
+			if b.Placed() || said[b.Node] {
+				continue
+			}
+			said[b.Node] = true
+			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, which is not known: it gets no connections until nodes in tclb.yaml has that node",
+				svc.Spec.Name, svc.File, b.Key(), b.Node))
+		}
+	}
+	return out
+}
