@@ -75,6 +75,13 @@ func (f *flow) close() {
 	f.back(packet.FIN|packet.ACK, backendISN+1, f.seq+2)
 }
 
+// reply turns a packet round.
+func reply(p packet.Spec) packet.Spec {
+	p.Src, p.Dst = p.Dst, p.Src
+	p.SrcMAC, p.DstMAC = nil, nil
+	return p
+}
+
 func (w *world) pairs() []datapath.Pair {
 	w.t.Helper()
 	var out []datapath.Pair

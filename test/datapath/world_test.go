@@ -381,13 +381,6 @@ func (w *world) containerOf(p packet.Spec) container {
 	return container{}
 }
 
-// reply turns a packet round.
-func reply(p packet.Spec) packet.Spec {
-	p.Src, p.Dst = p.Dst, p.Src
-	p.SrcMAC, p.DstMAC = nil, nil
-	return p
-}
-
 func (w *world) drops(r string) uint64 {
 	w.t.Helper()
 	all, err := w.d.Drops()

@@ -173,6 +173,7 @@ start_proxy() {
 	(exec nsenter --net=/run/netns/$SPACE bin/tclb proxy --run-dir $DIR/run --bpffs $DIR/bpf --config $DIR/tclb.yaml) \
 		>$DIR/proxy.log 2>&1 </dev/null 8>&- 9>&- &
 	echo $! >$DIR/proxy.pid
+	disown
 	for _ in $(seq 100); do
 		! tclb status >/dev/null 2>&1 || return 0
 		kill -0 "$(cat $DIR/proxy.pid)" 2>/dev/null || fail "the proxy ended"

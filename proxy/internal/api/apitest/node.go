@@ -88,8 +88,7 @@ func NewView() *View {
 			{ID: 0, Service: "late", Address: addr("192.0.2.107"), Port: 1, Protocol: lb.TCP},
 			{ID: 0, Service: "empty", Address: addr("192.0.2.108"), Port: 9, Protocol: lb.TCP, Node: "node-c", Weight: 100, Lost: true},
 		},
-		EndpointValues: endpoints(), UnattachedValue: unattached(),
-		FileValues: []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
+		EndpointValues: endpoints(), UnattachedValue: unattached(), FileValues: []string{"/etc/tclb/services.d/dns.yaml", "/etc/tclb/services.d/web.yaml"},
 		StatusValue: view.Status{
 			Ready: true, Revision: 7, Applied: 7, StartedAt: Now.Add(-90 * time.Minute), LastPass: Now.Add(-time.Minute),
 			Errors:    []view.ServiceError{{Service: "late", Err: "map is full", Since: Now.Add(-time.Hour)}},
