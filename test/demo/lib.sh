@@ -190,7 +190,8 @@ start_web() {
 }
 
 start_client() {
-	podman run -d --cgroup-parent /$NAME --name $NAME-client $IMAGE sleep 600 >/dev/null
+	# A first process that waits for others' children: requests with a time limit leave some behind.
+	podman run -d --cgroup-parent /$NAME --name $NAME-client $IMAGE sh -c 'trap exit TERM; while :; do sleep 1; done' >/dev/null
 	echo "started $NAME-client"
 }
 
