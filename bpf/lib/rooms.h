@@ -139,10 +139,8 @@ static __always_inline __u32 ct_idle(const struct ct_pair *pair, __u32 now)
 	return a < b ? a : b;
 }
 
-/* ct_timeout returns the idle time in ticks that ends a pair in its present state. A function of its
- * own: ct_evict lies at the end of the longest chain of calls, and the kernel bounds its stack.
- */
-static __noinline __u32 ct_timeout(const struct ct_pair *pair)
+/* ct_timeout returns the idle time in ticks that ends a pair in its present state. */
+static __always_inline __u32 ct_timeout(const struct ct_pair *pair)
 {
 	__u32 id = pair->service, which = TIMEOUT_TCP_ESTABLISHED;
 	struct service *svc = bpf_map_lookup_elem(&services, &id);
