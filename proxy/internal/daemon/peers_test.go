@@ -92,7 +92,7 @@ func TestBackendsOfALostNodeFail(t *testing.T) {
 	cfg.Nodes = []config.Peer{{Name: "b", Address: netip.MustParseAddr("127.0.0.2")}}
 	p := &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}
 	p.Log = slog.New(slog.DiscardHandler)
-	p.reach = p.newProber(cfg, p.noteReach)
+	p.reach = p.newProber(p.noteReach)
 	p.peers.own.Store(&[2]netip.Addr{netip.MustParseAddr("127.0.0.1")})
 	p.store.SetEndpoints(nil)
 	p.store.SetServices([]state.Definition{{Spec: lb.Service{
@@ -125,4 +125,21 @@ func TestBackendsOfALostNodeFail(t *testing.T) {
 	expect("still", false, lb.Unhealthy)
 	p.setLost(nil)
 	expect("when it is back", true, lb.Active)
+}
+
+// A prober that kept the address of the start would believe all nodes lost.
+func TestProbesFollowTheHairpinAddress(t *testing.T) {
+	p := &proxy{}
+	p.config.Store(config.Default())
+	if got := p.hairpin(); got != [2]netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd00:7c1b::1")} {
+		t.Errorf("by default %v", got)
+	}
+	cfg, findings := config.Parse("tclb.yaml", []byte("datapath: {hairpinAddress: [169.254.88.1]}\n"))
+	if len(findings) > 0 {
+		t.Fatal(findings)
+	}
+	p.config.Store(cfg)
+	if got := p.hairpin(); got != [2]netip.Addr{netip.MustParseAddr("169.254.88.1"), netip.MustParseAddr("fd00:7c1b::1")} {
+		t.Errorf("after a reload %v", got)
+	}
 }
