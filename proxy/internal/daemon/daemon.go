@@ -131,7 +131,7 @@ func (p *proxy) loadConfig() (*config.Config, error) {
 		p.Log.Error(f.String())
 	}
 	if len(findings) > 0 {
-		return nil, fmt.Errorf("%s has %d mistakes: correct it, or check it with tclb validate", p.ConfigPath, len(findings))
+		return nil, fmt.Errorf("%s is not valid, findings: %d: correct it, or check it with tclb validate", p.ConfigPath, len(findings))
 	}
 	return cfg, nil
 }
