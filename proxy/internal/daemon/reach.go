@@ -91,7 +91,8 @@ func (p *proxy) Nodes() []view.Node {
 	}
 	for _, s := range p.reach.States() {
 		out = append(out, view.Node{
-			Name: s.Name, ID: s.ID, Version: versions[s.Name], Address: s.Address, Reachable: s.Reachable, Plain: s.Plain,
+			Name: s.Name, ID: s.ID, Version: versions[s.Name], Address: s.Address,
+			Reachable: s.Reachable && p.peers.speaks(s.Address), Plain: s.Plain,
 			Latency: s.Latency, LossRatio: s.LossRatio, MTU: s.MTU, MTUBlackHole: s.BlackHole,
 			OffloadsBroken: s.Offload == reach.OffloadBroken, Since: s.Since, LastSeen: s.LastSeen,
 			Probes: view.NodeProbes{Answered: s.Counts.Answered, Lost: s.Counts.Lost, Late: s.Counts.Late},
