@@ -148,6 +148,13 @@ func TestValidate(t *testing.T) {
 	if want := "tclb: 2 findings in 2 files: correct what the lines name, and validate again\n"; got.stderr != want {
 		t.Errorf("stderr %q, want %q", got.stderr, want)
 	}
+	settings := write("settings.yaml", "nodes: [{name: node-b, address: 192.0.2.12}]\n")
+	remote := write("remote.yaml", "services:\n- name: far\n  vips: [198.51.100.12]\n  ports: [{port: 80}]\n"+
+		"  backends: [{address: 203.0.113.5, node: node-b}, {address: 203.0.113.5, node: node-x}]\n")
+	got = tclb(t, "", nil, "validate", "--config", settings, remote)
+	if got.status != 1 || strings.Count(got.stdout, "\n") != 1 || !strings.HasPrefix(got.stdout, remote+`:5:81: services[0].backends[1].node: node "node-x" is neither`) {
+		t.Errorf("a node that the settings do not know: %+v", got)
+	}
 	got = tclb(t, "", nil, "validate", filepath.Join(dir, "none.yaml"))
 	if got.status != 1 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, "none.yaml") {
 		t.Errorf("missing file: %+v", got)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -92,6 +93,8 @@ func (s *Server) countMaps(out *Status) error {
 			out.Counts.Backends++
 		}
 	}
+	// What is left of a backend that went is only its generation: its room is free.
+	maps.DeleteFunc(backends, func(_ uint32, b datapath.Backend) bool { return !b.Live && b.Service == 0 })
 	sizes := s.datapath.Sizes()
 	out.Maps = []MapStatus{
 		{"frontends", uint64(len(frontends)), uint64(sizes.MaxServices), "datapath.maxServices"},

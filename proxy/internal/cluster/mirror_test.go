@@ -1,14 +1,19 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/pkg/sched"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
 )
 
 // keysOf are the keys of a node with one container.
@@ -140,4 +145,35 @@ func TestNodesWriteNewTablesOneAfterTheOther(t *testing.T) {
 	if writers != 1 {
 		t.Errorf("%d nodes of three write at once", writers)
 	}
+}
+
+// Each loss is looked for after the one before, also with nothing new from etcd.
+func TestNodesAreLostOneAfterTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.New("node-a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))
+		store.Share()
+		store.SetEndpoints([]registry.Endpoint{container("a", "10.88.0.2", "web")})
+		store.SetServices([]state.Definition{web("web", "10.96.0.1")})
+		s := New(Options{Node: "node-a", Store: store, Self: func() Node { return Node{} }, Log: slog.New(slog.DiscardHandler)})
+		for i, name := range []string{"node-b", "node-c"} {
+			gone := time.Now().Add(time.Duration(i+1) * time.Minute)
+			member := container(name, fmt.Sprintf("10.89.0.%d", i+1), "web")
+			s.mirror.nodes[name] = &peer{kept: &kept{record: Node{Name: name}, gone: gone, members: map[string]registry.Endpoint{member.ID: member}}}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go s.present(ctx)
+		for _, want := range []string{"node-a node-b node-c", "node-a node-c", "node-a"} {
+			time.Sleep(50 * time.Second)
+			synctest.Wait()
+			var there []string
+			for _, b := range store.Snapshot().Service("web").Backends {
+				there = append(there, b.Node)
+			}
+			slices.Sort(there)
+			if got := strings.Join(there, " "); got != want {
+				t.Errorf("backends on %q, want %q", got, want)
+			}
+		}
+	})
 }

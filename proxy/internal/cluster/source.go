@@ -141,17 +141,17 @@ func (s *Source) present(ctx context.Context) {
 	loss := time.NewTimer(time.Hour)
 	defer loss.Stop()
 	for {
+		force := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-wait.C:
-			s.show(true)
+			force = true
 		case <-loss.C:
-			s.show(false)
 		case <-s.news:
-			if next := s.show(false); !next.IsZero() {
-				loss.Reset(max(0, next.Sub(s.now())))
-			}
+		}
+		if next := s.show(force); !next.IsZero() {
+			loss.Reset(max(0, next.Sub(s.now())))
 		}
 		pause(ctx, pace) // a burst of changes is one
 	}

@@ -136,6 +136,8 @@ var endpointURL = matching(func(s string) error {
 		return errors.New("is no server: want one like https://192.0.2.20:2379")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return errors.New("has an unknown scheme: want http or https")
+	case !endpointPort(u.Port()):
+		return errors.New("has a port out of range: want 1 to 65535")
 	case u.User != nil:
 		return errors.New("has a user in it: use etcd.user and etcd.passwordFile")
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
@@ -143,6 +145,11 @@ var endpointURL = matching(func(s string) error {
 	}
 	return nil
 })
+
+func endpointPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
 
 // overlapping returns the first of the prefixes that shares an address with p.
 func overlapping(p netip.Prefix, others []netip.Prefix) (netip.Prefix, bool) {

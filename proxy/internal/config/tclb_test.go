@@ -101,6 +101,7 @@ func TestEachMistakeInSettingsHasItsFinding(t *testing.T) {
 		{"snat", "snat: never", "snat: no", `10:53: tunnel.snat: unknown snat "no": want auto, always or never`},
 		{"uplink of ours", "uplinks: [eth0]", "uplinks: [eth0, tclb0]", `8:17: uplinks[1]: "tclb0" leads nowhere outside: name the device that clients come in by`},
 		{"etcd scheme", "https://192", "ftp://192", `14:20: etcd.endpoints[0]: value "ftp://192.0.2.20:2379" has an unknown scheme: want http or https`},
+		{"etcd port", ".20:2379\"", ".20:99999\"", `14:20: etcd.endpoints[0]: value "https://192.0.2.20:99999" has a port out of range: want 1 to 65535`},
 		{"etcd without port", "etcd.example:2379", "etcd.example", `14:47: etcd.endpoints[1]: value "etcd.example" is no server: want one like https://192.0.2.20:2379`},
 		{"etcd prefix", "prefix: /lb", "prefix: lb/", `14:77: etcd.prefix: prefix "lb/" is no key prefix: want one like /tclb`},
 		{"user without password", ", passwordFile: /etc/p", "", `14:7: etcd.passwordFile: passwordFile is missing: it goes with user`},
@@ -155,6 +156,10 @@ func TestRestartKeysNameWhatCannotChangeLive(t *testing.T) {
 	}
 	if keys := c.RestartKeys(c); len(keys) > 0 {
 		t.Error(keys)
+	}
+	c.KeepRestartKeys(old)
+	if keys := c.RestartKeys(old); len(keys) > 0 || c.Node.Name != old.Node.Name || c.Node.Address == old.Node.Address {
+		t.Errorf("kept: %v differ, node %+v", keys, c.Node)
 	}
 	live, _ := Parse("tclb.yaml", []byte("datapath: {hostStack: true}\nvipPool: [10.96.0.0/16]\nuplinks: [eth0]\n"))
 	if keys := live.RestartKeys(old); len(keys) > 0 {

@@ -131,7 +131,7 @@ func (p *proxy) loadConfig() (*config.Config, error) {
 		p.Log.Error(f.String())
 	}
 	if len(findings) > 0 {
-		return nil, fmt.Errorf("%s has %d mistakes: correct it, or check it with tclb validate", p.ConfigPath, len(findings))
+		return nil, fmt.Errorf("%s is not valid, findings: %d: correct it, or check it with tclb validate", p.ConfigPath, len(findings))
 	}
 	return cfg, nil
 }
@@ -228,7 +228,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	}
 	p.recounter = sweep.NewRecounter(p.datapath.Recount, p.Log)
 	p.host = host.New(p.attachHost, p.Log)
-	p.reach = p.newProber(cfg, p.noteReach)
+	p.reach = p.newProber(p.noteReach)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
 	p.joinCluster(cfg)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)

@@ -103,7 +103,7 @@ func (p *proxy) syncHost() error {
 	if local, err := localAddresses(); err == nil && !slices.Equal(*p.peers.local.Swap(&local), local) {
 		p.kickPeers()
 	}
-	address = *p.peers.own.Load()
+	address = sourceAddresses(*p.peers.own.Load(), address, *p.peers.local.Load())
 	vips := slices.Clone(cfg.Datapath.HairpinAddress)
 	if s := p.store.Snapshot(); s != nil {
 		for _, svc := range s.Services {
@@ -115,6 +115,17 @@ func (p *proxy) syncHost() error {
 	// The hairpin addresses as well: what came by tunnel for a process of the host has them as source.
 	st, hostErr := p.host.Sync(host.Prefixes(cfg.VIPPool, vips), address)
 	return errors.Join(hostErr, p.putSettings(st))
+}
+
+// sourceAddresses returns with which addresses the host asks VIPs: those that others know it by, or those that
+// were found where one of them is not this node's. That is a mistake that costs the host its peers, not its VIPs.
+func sourceAddresses(own, found [2]netip.Addr, local []netip.Addr) [2]netip.Addr {
+	for family, a := range own {
+		if a.IsValid() && !slices.Contains(local, a) {
+			own[family] = found[family]
+		}
+	}
+	return own
 }
 
 // noteOwn notes this node's addresses, of those that were found and are configured.

@@ -105,6 +105,7 @@ func (p *proxy) reloadAll() {
 		for _, key := range cfg.RestartKeys(old) {
 			p.Log.Warn("this key takes effect at the next start of the proxy", "key", key)
 		}
+		cfg.KeepRestartKeys(old)
 		p.config.Store(cfg)
 		p.store.SetTimeouts(cfg.Conntrack.Timeouts)
 		p.services.SetSurroundings(cfg.Surroundings(p.subnets()))

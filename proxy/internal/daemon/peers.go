@@ -194,11 +194,18 @@ func (p *proxy) setLost(lost map[string]bool) {
 // publish tells the store which nodes there are. n.mu is held.
 func (n *peers) publish(store *state.Store) {
 	out := make(map[string]state.Node, len(n.ids))
-	for name, id := range n.ids {
-		out[name] = state.Node{ID: id, Reachable: !n.lost[name]}
+	for i := range n.listed {
+		name := n.listed[i].Name
+		if id, ok := n.ids[name]; ok {
+			out[name] = state.Node{ID: id, Reachable: !n.lost[name] && n.speaks(n.listed[i].VTEP)}
+		}
 	}
 	store.SetNodes(out)
 }
+
+// speaks says whether this node has an address of the family of a node's. There is no way to it without, and
+// no probe to find that out by.
+func (n *peers) speaks(address netip.Addr) bool { return n.own.Load()[familyOf(address)].IsValid() }
 
 // findPeers makes the nodes of the start known, before anything says what is on them or is written. A tunnel of before
 // goes on as it was until it is looked at.

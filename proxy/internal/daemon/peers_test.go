@@ -11,6 +11,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/overlay"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
 )
 
 func TestPeersAreAllNodesButThisOne(t *testing.T) {
@@ -92,7 +93,7 @@ func TestBackendsOfALostNodeFail(t *testing.T) {
 	cfg.Nodes = []config.Peer{{Name: "b", Address: netip.MustParseAddr("127.0.0.2")}}
 	p := &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}
 	p.Log = slog.New(slog.DiscardHandler)
-	p.reach = p.newProber(cfg, p.noteReach)
+	p.reach = p.newProber(p.noteReach)
 	p.peers.own.Store(&[2]netip.Addr{netip.MustParseAddr("127.0.0.1")})
 	p.store.SetEndpoints(nil)
 	p.store.SetServices([]state.Definition{{Spec: lb.Service{
@@ -125,4 +126,62 @@ func TestBackendsOfALostNodeFail(t *testing.T) {
 	expect("still", false, lb.Unhealthy)
 	p.setLost(nil)
 	expect("when it is back", true, lb.Active)
+}
+
+// A prober that kept the address of the start would believe all nodes lost.
+func TestProbesFollowTheHairpinAddress(t *testing.T) {
+	p := &proxy{}
+	p.config.Store(config.Default())
+	if got := p.hairpin(); got != [2]netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd00:7c1b::1")} {
+		t.Errorf("by default %v", got)
+	}
+	cfg, findings := config.Parse("tclb.yaml", []byte("datapath: {hairpinAddress: [169.254.88.1]}\n"))
+	if len(findings) > 0 {
+		t.Fatal(findings)
+	}
+	p.config.Store(cfg)
+	if got := p.hairpin(); got != [2]netip.Addr{netip.MustParseAddr("169.254.88.1"), netip.MustParseAddr("fd00:7c1b::1")} {
+		t.Errorf("after a reload %v", got)
+	}
+}
+
+func TestANodeOfAFamilyThatThisOneHasNotIsUnreachable(t *testing.T) {
+	cfg := config.Default()
+	cfg.Node.Name, cfg.Tunnel.MTU = "a", 1400
+	cfg.Nodes = []config.Peer{{Name: "four", Address: netip.MustParseAddr("127.0.0.2")}, {Name: "six", Address: netip.MustParseAddr("2001:db8::6")}}
+	p := &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}
+	p.Log = slog.New(slog.DiscardHandler)
+	p.reach = p.newProber(p.noteReach)
+	p.node.Store(&view.Node{Name: "a", Reachable: true})
+	p.peers.own.Store(&[2]netip.Addr{netip.MustParseAddr("127.0.0.1")})
+	p.store.SetEndpoints(nil)
+	p.store.SetServices(nil)
+	if err := p.putPeers(cfg); err == nil || !strings.Contains(err.Error(), "node six: this node has no address of the family") {
+		t.Errorf("the ways are %v", err)
+	}
+	known := p.store.Snapshot().Nodes
+	if !known["four"].Reachable || known["six"].Reachable {
+		t.Errorf("the state knows %+v", known)
+	}
+	for _, n := range p.Nodes() {
+		if n.Reachable == (n.Name == "six") {
+			t.Errorf("%s is reachable: %v", n.Name, n.Reachable)
+		}
+	}
+}
+
+func TestTheHostAsksByAddressesThatItHas(t *testing.T) {
+	address := netip.MustParseAddr
+	found := [2]netip.Addr{address("192.0.2.1"), address("2001:db8::1")}
+	local := []netip.Addr{address("192.0.2.1"), address("192.0.2.2"), address("2001:db8::1")}
+	for _, c := range []struct{ own, want [2]netip.Addr }{
+		{found, found},
+		{[2]netip.Addr{address("192.0.2.2"), address("2001:db8::1")}, [2]netip.Addr{address("192.0.2.2"), address("2001:db8::1")}},
+		{[2]netip.Addr{address("192.0.2.9"), address("2001:db8::1")}, found},
+		{[2]netip.Addr{address("192.0.2.9")}, [2]netip.Addr{address("192.0.2.1")}},
+	} {
+		if got := sourceAddresses(c.own, found, local); got != c.want {
+			t.Errorf("known by %v: %v, want %v", c.own, got, c.want)
+		}
+	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/tc-loadbalancer/tclb/pkg/overlay"
-	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/nodes"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reach"
@@ -19,21 +18,21 @@ import (
 )
 
 // newProber returns what watches other nodes; publish is told of their verdicts.
-func (p *proxy) newProber(cfg *config.Config, publish func(map[string]reach.State)) *reach.Prober {
-	var hairpin [2]netip.Addr
-	for _, a := range cfg.Datapath.HairpinAddress {
-		if a.Is4() {
-			hairpin[0] = a
-		} else {
-			hairpin[1] = a
-		}
-	}
+func (p *proxy) newProber(publish func(map[string]reach.State)) *reach.Prober {
 	return reach.New(reach.Options{
-		Transport:       reach.NewSockets(host.Device, hairpin),
+		Transport:       reach.NewSockets(host.Device, p.hairpin),
 		Publish:         publish,
 		DisableOffloads: p.disableOffloads,
 		Log:             p.Log,
 	})
+}
+
+// hairpin returns the hairpin address of each family, as it is configured now.
+func (p *proxy) hairpin() (out [2]netip.Addr) {
+	for _, a := range p.config.Load().Datapath.HairpinAddress {
+		out[familyOf(a)] = a
+	}
+	return out
 }
 
 // tunnelDevice returns the device that programs send to other nodes by, or nil without one.
@@ -92,7 +91,8 @@ func (p *proxy) Nodes() []view.Node {
 	}
 	for _, s := range p.reach.States() {
 		out = append(out, view.Node{
-			Name: s.Name, ID: s.ID, Version: versions[s.Name], Address: s.Address, Reachable: s.Reachable, Plain: s.Plain,
+			Name: s.Name, ID: s.ID, Version: versions[s.Name], Address: s.Address,
+			Reachable: s.Reachable && p.peers.speaks(s.Address), Plain: s.Plain,
 			Latency: s.Latency, LossRatio: s.LossRatio, MTU: s.MTU, MTUBlackHole: s.BlackHole,
 			OffloadsBroken: s.Offload == reach.OffloadBroken, Since: s.Since, LastSeen: s.LastSeen,
 			Probes: view.NodeProbes{Answered: s.Counts.Answered, Lost: s.Counts.Lost, Late: s.Counts.Late},

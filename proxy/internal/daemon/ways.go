@@ -60,7 +60,7 @@ func nowhere(s *state.Snapshot) []string {
 				continue
 			}
 			said[b.Node] = true
-			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, which is not known: it gets no connections until nodes in tclb.yaml has that node",
+			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, which is not known: it gets no connections until that node is in etcd, or in nodes in tclb.yaml",
 				svc.Spec.Name, svc.File, b.Key(), b.Node))
 		}
 	}

@@ -184,8 +184,9 @@ func (n *nodeNS) build(address netip.Addr, family int) error {
 
 // follow runs a prober of the other node in the namespace until the test ends, and says what it logged.
 func (n *nodeNS) follow(family int, disable func() error) (*Prober, func() string) {
+	at := func() [2]netip.Addr { return hairpin }
 	var log lockedBuffer
-	p := New(Options{Transport: NewSockets(host.Device, hairpin), DisableOffloads: disable, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	p := New(Options{Transport: NewSockets(host.Device, at), DisableOffloads: disable, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	ctx, cancel := context.WithCancel(n.t.Context())
 	done := n.start(func() error { return p.Run(ctx) })
 	n.t.Cleanup(func() { cancel(); must(n.t, <-done) })

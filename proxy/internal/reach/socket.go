@@ -40,7 +40,7 @@ const (
 // later, or another one in its place.
 type Sockets struct {
 	device  string
-	hairpin [2]netip.Addr // IPv4, IPv6
+	hairpin func() [2]netip.Addr // IPv4, IPv6
 	answers chan Answer
 
 	mu     sync.Mutex
@@ -55,9 +55,9 @@ type failure struct {
 	at  time.Time
 }
 
-// NewSockets returns a transport by a device to the hairpin addresses of IPv4 and IPv6. Nothing is opened
-// before the first Send.
-func NewSockets(device string, hairpin [2]netip.Addr) *Sockets {
+// NewSockets returns a transport by a device to the hairpin addresses of IPv4 and IPv6, which may change.
+// Nothing is opened before the first Send.
+func NewSockets(device string, hairpin func() [2]netip.Addr) *Sockets {
 	return &Sockets{device: device, hairpin: hairpin, answers: make(chan Answer, queued)}
 }
 
@@ -87,7 +87,7 @@ func (s *Sockets) Send(v4 bool, data []byte, segment int) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = conn.WriteMsgUDPAddrPort(data, segmentSize(segment), netip.AddrPortFrom(s.hairpin[family], probePort))
+	_, _, err = conn.WriteMsgUDPAddrPort(data, segmentSize(segment), netip.AddrPortFrom(s.hairpin()[family], probePort))
 	if err == nil {
 		return nil
 	}
@@ -119,7 +119,7 @@ func (s *Sockets) open(family int) (*net.UDPConn, error) {
 		return nil, err
 	}
 	s.conns[family], s.failed[family] = conn, failure{}
-	go s.read(conn, netip.AddrPortFrom(s.hairpin[family], probePort))
+	go s.read(conn, family)
 	return conn, nil
 }
 
@@ -135,7 +135,7 @@ func (s *Sockets) drop(family int, conn *net.UDPConn, err error) {
 }
 
 // read hands answers on until the socket is closed. Others than the hairpin address answer nothing.
-func (s *Sockets) read(conn *net.UDPConn, from netip.AddrPort) {
+func (s *Sockets) read(conn *net.UDPConn, family int) {
 	buf := make([]byte, 1<<16)
 	for {
 		n, addr, err := conn.ReadFromUDPAddrPort(buf)
@@ -146,7 +146,7 @@ func (s *Sockets) read(conn *net.UDPConn, from netip.AddrPort) {
 			time.Sleep(grain) // an error of the device; Send finds out if it stays
 			continue
 		}
-		if netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()) != from {
+		if addr.Port() != probePort || addr.Addr().Unmap() != s.hairpin()[family] {
 			continue
 		}
 		if a, ok := ParseAnswer(buf[:n], time.Now()); ok {
