@@ -18,6 +18,11 @@ import (
 // stormChanges is how many changes there are, as fast as the proxy takes them.
 const stormChanges = 4000
 
+const (
+	stormWorkers = 8                     // how many change things at once: each waits until packets feel it
+	stormPause   = 30 * time.Millisecond // after each hundred connections: changes are to have the processors too
+)
+
 // changer makes changes by the proxy's socket, as the command line does, without a process for each.
 func (n *node) changer() *http.Client {
 	socket := filepath.Join(n.runDir, "tclb.sock")
@@ -70,10 +75,11 @@ func TestAStormOfChangesFailsNoConnection(t *testing.T) {
 						return
 					default:
 						p.client.draw(t, tellFront, 10000+drawn%100*100, 100)
+						time.Sleep(stormPause)
 					}
 				}
 			})
-			for worker := range 4 {
+			for worker := range stormWorkers {
 				changes.Go(func() { p.storm(t, worker) })
 			}
 			changes.Wait()
@@ -90,7 +96,7 @@ func TestAStormOfChangesFailsNoConnection(t *testing.T) {
 // storm is one source of changes; none ever takes the first server away.
 func (p *pool) storm(t *testing.T, worker int) {
 	client, random := p.changer(), rand.New(rand.NewPCG(5, uint64(worker)))
-	for range stormChanges / 4 {
+	for range stormChanges / stormWorkers {
 		server := 1 + random.IntN(len(p.servers)-1)
 		what := map[string]any{"drain": random.IntN(2) == 0}
 		if random.IntN(2) == 0 {
