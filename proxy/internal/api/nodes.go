@@ -55,7 +55,7 @@ func nodeProblems(nodes []Node) []string {
 			if n.Since != nil {
 				line += " since " + n.Since.Format(time.RFC3339)
 			}
-			out = append(out, line+": see to its tunnel port and its datapath")
+			out = append(out, line+": its backends get no new connections while others can; see that its tunnel port is open and its datapath loaded")
 		}
 		if !n.Plain {
 			for _, note := range n.Notes {

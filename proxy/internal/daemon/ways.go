@@ -35,9 +35,6 @@ func (p *proxy) wayProblems() []string {
 	n.mu.Lock()
 	out := slices.Clone(n.problems)
 	for _, peer := range n.listed {
-		if n.lost[peer.Name] {
-			out = append(out, fmt.Sprintf("node %s (%s) cannot be reached: its backends take no new connections as long as others do", peer.Name, peer.VTEP))
-		}
 		if mtu := known[peer.Name].MTU; mtu < lowMTU {
 			out = append(out, fmt.Sprintf("node %s: packets of %d bytes fit through the tunnel, and IPv6 needs %d: the underlay needs a larger MTU", peer.Name, mtu, lowMTU))
 		}
