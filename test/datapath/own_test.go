@@ -3,6 +3,7 @@ package datapath
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -102,6 +103,17 @@ func TestAnOwnAddressKeepsWhatIsItsOwn(t *testing.T) {
 	}
 }
 
+// connect waits for the kernel to make the routes of addresses that it was just given.
+func connect(fd int, to netip.AddrPort) (err error) {
+	for range 2000 {
+		if err = unix.Connect(fd, sockaddr(to)); err != unix.ENETUNREACH {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return err
+}
+
 // A connection that a process here has goes on, though its listener hears all addresses and a service has its port now.
 func TestAnOwnAddressKeepsItsConnections(t *testing.T) {
 	w := newWorld(t, 1)
@@ -123,7 +135,7 @@ func TestAnOwnAddressKeepsItsConnections(t *testing.T) {
 			addr.Flags = unix.IFA_F_NODAD
 			w.check(netlink.AddrReplace(lo, addr))
 			w.check(unix.Bind(fd, sockaddr(client)))
-			w.check(unix.Connect(fd, sockaddr(at))) // over lo, where no program is
+			w.check(connect(fd, at)) // over lo, where no program is
 			s := packet.Spec{Src: client, Dst: at, Protocol: lb.TCP, Flags: packet.ACK, Seq: 1, Ack: 1}
 			w.untouched(w.fromOutside(), s)
 			s.Src = netip.AddrPortFrom(client.Addr(), 45001)
