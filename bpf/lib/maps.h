@@ -80,7 +80,7 @@ struct {
 
 /* ct_pairs: the flows. A pair's number is its position.
  * Written by:  every program; a pair that is not in the index belongs to who took it
- * When full:   cannot be, the rooms are smaller (conntrack.h)
+ * When full:   cannot be, the rooms are smaller (rooms.h)
  * Lifetime:    survives a proxy restart
  */
 struct {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/diskfile"
 )
 
 // cacheFile keeps what the cluster looked like, for a start without etcd.
@@ -83,7 +85,7 @@ func (s *Source) saveUntil(ctx context.Context) {
 		if shows != saved {
 			data, err := json.Marshal(s.toCache())
 			if err == nil {
-				err = writeFile(filepath.Join(s.StateDir, cacheFile), data)
+				err = diskfile.Replace(filepath.Join(s.StateDir, cacheFile), data)
 			}
 			if err != nil {
 				s.Log.Error("a restart without etcd will know nothing of the cluster", "err", err)
@@ -119,25 +121,4 @@ func (s *Source) toCache() cache {
 		c.Lost = append(c.Lost, l)
 	}
 	return c
-}
-
-// writeFile replaces a file in one step.
-func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	return err
 }

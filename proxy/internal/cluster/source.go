@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/diskfile"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/state"
 )
 
@@ -235,7 +236,7 @@ func (s *Source) loadInstance() string {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	text := hex.EncodeToString(id[:])
-	if err := writeFile(path, []byte(text+"\n")); err != nil {
+	if err := diskfile.Replace(path, []byte(text+"\n")); err != nil {
 		s.Log.Warn("this node is taken for another one after a restart", "err", err)
 	}
 	return text

@@ -13,6 +13,8 @@ import (
 
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/diskfile"
 )
 
 // ownHeader stands at the top of files that `tclb service apply` writes.
@@ -73,7 +75,7 @@ func (p *proxy) writeOwnFiles(files map[string][]byte) error {
 		return fmt.Errorf("write services: %w", err)
 	}
 	for n, text := range files {
-		if err := replaceFile(filepath.Join(dir, ownFile(n)), text); err != nil {
+		if err := diskfile.Replace(filepath.Join(dir, ownFile(n)), text); err != nil {
 			return fmt.Errorf("write service %s: %w", n, err)
 		}
 	}
@@ -142,25 +144,4 @@ func expand(n *yaml.Node) *yaml.Node {
 		c.Content[i] = expand(child)
 	}
 	return &c
-}
-
-// replaceFile writes a file aside, to the disk, and renames it into place. The name it has meanwhile
-// is one that does not count.
-func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tclb-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
+
+	"github.com/tc-loadbalancer/tclb/proxy/internal/diskfile"
 )
 
 // Errors of commands.
@@ -94,31 +96,8 @@ func (o *overrides) save() error {
 	if err != nil {
 		return fmt.Errorf("save overrides: %w", err)
 	}
-	if err := replaceFile(o.path, append(data, '\n')); err != nil {
+	if err := diskfile.Replace(o.path, append(data, '\n')); err != nil {
 		return fmt.Errorf("save overrides: %w", err)
-	}
-	return nil
-}
-
-// replaceFile writes a file beside path, to the disk, and renames it there.
-func replaceFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
 }
