@@ -9,10 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
+
+// times is how often a VIP is said (RFC 5227, 2.3, says two seconds apart; here it is one call of Sync): a frame
+// may be lost, and nothing tells.
+const times = 2
 
 // burst is how many VIPs are said at once; the others wait for the next call. A switch learns thousands a
 // second, but the queue of a device is short.
@@ -27,15 +32,16 @@ type place struct {
 
 // Announcer remembers what was said. Not safe for concurrent use.
 type Announcer struct {
-	said   map[place]bool
+	said   map[place]int // how often
 	groups groups
 }
 
 // New returns an announcer that has said nothing.
-func New() *Announcer { return &Announcer{said: make(map[place]bool)} }
+func New() *Announcer { return &Announcer{said: make(map[place]int)} }
 
-// Sync makes the announced VIPs those given, on each of the uplinks, which are MAC addresses by index. It returns whether all is said: if
-// not, call it again soon. What fails is tried again with the next call.
+// Sync makes the announced VIPs those given, on each of the uplinks, which are MAC addresses by index. It returns whether all is
+// said as often as it has to be: if not, call it again in a second. What fails is tried again then. On a device that is down nothing
+// was ever said: when it is up again, its link may be another one.
 func (a *Announcer) Sync(uplinks map[uint32][6]byte, vips []netip.Addr) (done bool, err error) {
 	wanted := make(map[place]bool, len(uplinks)*len(vips))
 	for ifindex, mac := range uplinks {
@@ -43,14 +49,23 @@ func (a *Announcer) Sync(uplinks map[uint32][6]byte, vips []netip.Addr) (done bo
 			wanted[place{ifindex, mac, v}] = true
 		}
 	}
-	maps.DeleteFunc(a.said, func(p place, _ bool) bool { return !wanted[p] })
+	down := make(map[uint32]bool, len(uplinks))
+	for ifindex := range uplinks {
+		device, err := net.InterfaceByIndex(int(ifindex))
+		down[ifindex] = err == nil && device.Flags&net.FlagRunning == 0
+	}
+	maps.DeleteFunc(a.said, func(p place, _ int) bool { return !wanted[p] || down[p.ifindex] })
 	errs := []error{a.groups.sync(wanted)}
 	var out sender
 	defer out.close()
 	done = true
 	left := burst
 	for p := range wanted {
-		if a.said[p] {
+		if a.said[p] == times {
+			continue
+		}
+		if down[p.ifindex] {
+			done = false
 			continue
 		}
 		if left--; left < 0 {
@@ -61,7 +76,8 @@ func (a *Announcer) Sync(uplinks map[uint32][6]byte, vips []netip.Addr) (done bo
 			errs = append(errs, fmt.Errorf("announce %s on interface %d: %w", p.vip, p.ifindex, err))
 			break // the next one would fail for the same reason
 		}
-		a.said[p] = true
+		a.said[p]++
+		done = done && a.said[p] == times
 	}
 	return done, errors.Join(errs...)
 }
