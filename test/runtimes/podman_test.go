@@ -210,14 +210,14 @@ func TestPodmanLabels(t *testing.T) {
 			}
 			m.startProxy()
 			m.client("client")
-			m.server("a", "--network-alias", "web", "--label", "tclb.services=api", "--label", "tclb.weight=9")
+			m.server("a", "--network-alias", "web", "--label", "tclb.services=api", "--label", "tclb.weight=90")
 			m.server("b", "--network-alias", "web")
 			m.server("c", "--label", "tclb.services=api", "--label", "tclb.port=80a")
 			m.waitServices("a", "api") // the label replaces the alias
 			m.waitServices("b", "web")
 			m.waitServices("c", "api")
 			rows := m.waitBackends("api", 2)
-			if weights := []int{rows[0].Weight, rows[1].Weight}; !slices.Contains(weights, 9) || !slices.Contains(weights, 100) {
+			if weights := []int{rows[0].Weight, rows[1].Weight}; !slices.Contains(weights, 90) || !slices.Contains(weights, 100) {
 				t.Errorf("weights %v", weights)
 			}
 			m.expectAnswers("client", "10.96.0.11", "a", "c")
