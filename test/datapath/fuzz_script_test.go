@@ -99,11 +99,17 @@ func (s *script) decode() {
 }
 
 func (s *script) leg() leg {
+	if s.far && s.next()&1 != 0 {
+		return pick(s, s.fromOutside(), s.fromNode(1), s.fromNode(2), s.fromNode(9), leg{datapath.ToUplink, s.abroad.uplink})
+	}
 	return leg{pick(s, datapath.FromContainer, datapath.ToContainer, datapath.FromHost), pick(s, s.client, s.containers[0], s.containers[1], s.host)}
 }
 
 func (s *script) build(l leg, spec packet.Spec) parcel {
 	spec.SrcMAC, spec.DstMAC = l.on.mac, nil
+	if l.program == datapath.FromUplink {
+		spec.DstMAC = s.abroad.mac // what is for others is not looked at
+	}
 	frame, err := spec.Build()
 	if err != nil {
 		frame = nil // two families; sent as an empty frame
@@ -142,6 +148,9 @@ func (s *script) fresh() (leg, packet.Spec) {
 }
 
 func (s *script) source(family int) netip.Addr {
+	if s.far && s.next()&1 != 0 {
+		return pick(s, beyond[family], elsewhere(1).addr[family])
+	}
 	a := pick(s, s.client.addr[family], s.client.addr[family], outside().addr[family], s.containers[0].addr[family], s.containers[1].addr[family],
 		s.host.addr[family], netip.AddrFrom16(s.client.addr[0].As16()), netip.AddrFrom4([4]byte{}), netip.IPv6Unspecified(), vips[family])
 	return a
@@ -196,6 +205,9 @@ func (s *script) message(family int) *packet.ICMP {
 
 // legOf is where packets from an address meet a program.
 func (s *script) legOf(from netip.Addr) leg {
+	if l, ok := s.legAbroad(from); ok {
+		return l
+	}
 	for _, c := range append(s.containers, s.client) {
 		if slices.Contains(c.addr[:], from) {
 			return leg{datapath.FromContainer, c}
@@ -219,6 +231,9 @@ func (s *script) earlier() (*event, packet.Spec, bool) {
 
 // back is where the answer to an event meets a program.
 func (s *script) back(e *event, to netip.Addr) leg {
+	if l, ok := s.legAbroad(to); ok {
+		return l
+	}
 	for _, c := range append(s.containers, s.client) {
 		if slices.Contains(c.addr[:], to) {
 			return leg{datapath.FromContainer, c}

@@ -57,12 +57,15 @@ func (o *oracle) send(p parcel) (event, error) {
 	before := o.state()
 	e := event{leg: p.leg, in: p.frame, before: &before, v: look(p.frame)}
 	opts := ebpf.RunOptions{Data: p.frame, DataOut: make([]byte, len(p.frame)+256), Context: skbContext{Ifindex: p.on.ifindex}}
-	verdict, err := o.d.Program(p.program).Run(&opts)
+	verdict, err := o.program(p.program).Run(&opts)
 	if err != nil {
 		return e, fmt.Errorf("run %s on %d bytes: %w", p.program, len(p.frame), err)
 	}
 	after := o.state()
 	e.verdict, e.out, e.after = verdict, opts.DataOut, &after
+	if o.far {
+		return e, o.judgeAbroad(&e)
+	}
 	return e, o.judge(&e)
 }
 
@@ -70,7 +73,7 @@ func (o *oracle) send(p parcel) (event, error) {
 func (o *oracle) comesBack(e event) error {
 	before, _, _ := e.before.half(e.v.tuple())
 	p, _, dir := e.after.half(e.v.tuple())
-	if e.verdict == drop || e.v.kind != kindStream || e.v.first || before != nil || p == nil || dir != 0 || e.v.flags&rstFlag != 0 || o.set.HostStack {
+	if e.verdict == drop || len(e.refusals()) > 0 || e.v.kind != kindStream || e.v.first || before != nil || p == nil || dir != 0 || e.v.flags&rstFlag != 0 || o.set.HostStack {
 		return nil
 	}
 	asked, valid := parse(e.in)

@@ -43,6 +43,7 @@ type lab struct {
 	keys     [5]uint64
 	set      datapath.Settings
 	sent     clones
+	far      bool // other nodes and clients outside take part
 }
 
 // newLab makes three services: over attached containers; over one of them and the client itself, whose

@@ -1,0 +1,154 @@
+package datapath
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/tc-loadbalancer/tclb/bpf"
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+	"github.com/tc-loadbalancer/tclb/pkg/packet"
+)
+
+// FuzzPacketsAbroad is FuzzPackets with other nodes and clients outside: the third service's backend is on node 1. Its
+// oracle knows less: it judges what is translated, by the pair that the frame belongs to, and that nothing is lost uncounted.
+func FuzzPacketsAbroad(f *testing.F) {
+	l := newLab(f)
+	l.goAbroad()
+	l.service(3, vips3, []container{elsewhere(1)})
+	for id, b := range l.backends {
+		if b.Service == 3 {
+			l.backends[id].Zone = 1
+		}
+	}
+	l.made = slices.Clone(l.backends)
+	fronts, err := l.d.Frontends()
+	l.check(err)
+	var direct []lb.Frontend // their own addresses are no business of this node
+	for front := range fronts {
+		if front.VIP == elsewhere(1).addr[0] || front.VIP == elsewhere(1).addr[1] {
+			direct = append(direct, front)
+		}
+	}
+	l.check(l.d.DeleteFrontends(direct))
+	l.far = true
+	for _, node := range []uint16{1, 2, 9} {
+		l.program(comesFrom(node)) // to be kept for all inputs
+	}
+	l.up()
+	for _, input := range []string{
+		"\x00\x00\x00\x01\x00\x00\x00\x03\x00\x04\x00\x40\x04\x00\x40", "\x00\x00\x01\x01\x00\x02\x00\x03\x00\x04\x00\x40",
+		"\x00\x00\x02\x01\x01\x01\x01\x04\x00\x04\x00\x40\x08\x00\x00", "\x00\x0a\x03\x02\x01\x00\x01\x03\x00\x10\x04\x00\x40",
+	} {
+		f.Add([]byte(input))
+	}
+	f.Fuzz(func(t *testing.T, input []byte) {
+		l.enter(t)
+		if len(input) == 0 {
+			return
+		}
+		if err := l.play(input); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// legAbroad is where packets from an address elsewhere meet a program.
+func (s *script) legAbroad(from netip.Addr) (leg, bool) {
+	switch {
+	case !s.far:
+		return leg{}, false
+	case slices.Contains(beyond[:], from):
+		return s.fromOutside(), true
+	case from == elsewhere(1).addr[0] || from == elsewhere(1).addr[1]:
+		return s.fromNode(1), true
+	}
+	return leg{}, false
+}
+
+// byTunnel says whether the frame came from another node, and which.
+func (e *event) byTunnel() (node uint16, is bool) {
+	if !strings.HasPrefix(e.program, datapath.FromOverlay) {
+		return 0, false
+	}
+	for n := range uint16(10) {
+		if e.program == comesFrom(n) {
+			return n, true
+		}
+	}
+	return 0, true
+}
+
+// judgeAbroad returns what is wrong.
+func (o *oracle) judgeAbroad(e *event) error {
+	if err := o.whole(e.before, e.after); err != nil {
+		return err
+	}
+	node, tunnelled := e.byTunnel()
+	counted := e.refusals()
+	held := e.after.ring.Held != e.before.ring.Held
+	switch {
+	case e.verdict != next && e.verdict != drop && e.verdict != redirect:
+		return fmt.Errorf("verdict %d", e.verdict)
+	case len(counted) > 1:
+		return fmt.Errorf("one packet counted as %v", counted)
+	case e.verdict == drop && len(counted) == 0 && !held && e.program != datapath.FromHost:
+		return fmt.Errorf("dropped uncounted")
+	case e.verdict == next && (tunnelled || e.program == datapath.FromHost):
+		return fmt.Errorf("let on to the stack")
+	case tunnelled && node == 9 && e.verdict != drop:
+		return fmt.Errorf("a stranger is believed")
+	case e.verdict == drop:
+		return nil
+	}
+	if _, err := packet.Parse(e.in); err == nil {
+		if _, err := packet.Parse(e.out); err != nil && !e.v.minusZero(e.out) {
+			return fmt.Errorf("became wrong: %w", err)
+		}
+	}
+	if e.program == datapath.FromUplink && !bytes.Equal(e.in[:6], o.abroad.mac) && e.in[0]&1 == 0 {
+		return e.untouched() // for somebody else
+	}
+	if len(counted) > 0 || e.v.kind != kindStream {
+		return nil // an answer, or what FuzzPackets judges
+	}
+	return o.judgeStreamAbroad(e, node)
+}
+
+// judgeStreamAbroad: a packet with ports is of no flow and untouched, or becomes what its pair says.
+func (o *oracle) judgeStreamAbroad(e *event, node uint16) error {
+	tuple := e.v.tuple()
+	tuple.Zone = node
+	p, _, dir := e.after.half(tuple)
+	if p == nil {
+		if _, tunnelled := e.byTunnel(); tunnelled {
+			return nil // a probe
+		}
+		return e.untouched()
+	}
+	if e.passesBy(p, dir) || e.program == datapath.ToUplink && dir == 0 {
+		return e.untouched()
+	}
+	if o.goesByTheHost(e, p, dir) {
+		return nil
+	}
+	t := e.target(p, dir)
+	if e.program == datapath.ToUplink {
+		t.deliver, t.mac = toStack, nil
+	}
+	if p.Flags&uint32(bpf.MapsCtPairFlagPAIR_RETURN) == 0 && t.deliver != toTunnel && e.v.flags&synFlag == 0 {
+		return translated(e.in, e.out, &e.v, t)
+	}
+	got, err := packet.Parse(e.out)
+	if err != nil {
+		return nil //nolint:nilerr // as it came
+	}
+	if got.Src != netip.AddrPortFrom(t.src, t.sport) || got.Dst != netip.AddrPortFrom(t.dst, t.dport) {
+		return fmt.Errorf("became %v, want it from %v:%d to %v:%d", got, t.src, t.sport, t.dst, t.dport)
+	}
+	return nil
+}
