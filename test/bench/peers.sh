@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|tclb|far_direct|far_tclb
+# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|nginx|tclb|userspace|far_direct|far_tclb
 #
 # tcp 80 -> 7001, tcp 81 -> 7002 and udp 7003 of three backends at one VIP, tcp 5201 of the first
 # backend at another.
@@ -18,11 +18,16 @@ nftables() {
 		in_ns "$NODE" nft -f -
 }
 
-haproxy() {
-	local port target vip b i
+# What carries connections by itself needs the VIPs on the node.
+own_vips() {
 	mkdir -p "$RUN/$WORLD"
 	in_ns "$NODE" ip address add $VIP/32 dev lo
 	in_ns "$NODE" ip address add $VIP_STREAM/32 dev lo
+}
+
+haproxy() {
+	local port target vip b i
+	own_vips
 	{
 		printf '%s\n' global ' nbthread 2' ' maxconn 4000' defaults ' mode tcp' ' option splice-auto' \
 			' timeout connect 5s' ' timeout client 60s' ' timeout server 60s'
@@ -38,6 +43,30 @@ haproxy() {
 	} >"$RUN/$WORLD/haproxy.cfg"
 	start "$WORLD" "$NODE" haproxy -db -f "$RUN/$WORLD/haproxy.cfg"
 }
+
+nginx() {
+	local port target vip b udp
+	own_vips
+	{
+		printf '%s\n' 'load_module /usr/lib/nginx/modules/ngx_stream_module.so;' 'daemon off;' 'worker_processes 2;' "pid $RUN/$WORLD/nginx.pid;" \
+			'error_log stderr;' 'events { worker_connections 4000; }' 'stream {' ' access_log off;'
+		for port in 80:7001 81:7002 7003:7003 5201:5201; do
+			target=${port#*:} port=${port%:*} vip=$VIP udp=
+			[ "$port" != 5201 ] || vip=$VIP_STREAM
+			[ "$port" != 7003 ] || udp=' udp'
+			printf ' upstream b%s {' "$port"
+			for b in "${B[@]}"; do
+				[ "$port" = 5201 ] && [ "$b" != "${B[0]}" ] || printf ' server %s:%s;' "$b" "$target"
+			done
+			printf ' }\n server { listen %s:%s%s; proxy_pass b%s; }\n' "$vip" "$port" "$udp" "$port"
+		done
+		echo '}'
+	} >"$RUN/$WORLD/nginx.conf"
+	start "$WORLD" "$NODE" nginx -c "$RUN/$WORLD/nginx.conf"
+}
+
+# The same without BPF: the proxy makes the VIPs the node's own.
+userspace() { proxy "$NODE" 10.244.1.1 'datapath: {mode: userspace}'; }
 
 # The real thing: a proxy as a process on each node, and an ADD of the plugin for every container.
 tclb() {
@@ -120,6 +149,6 @@ wait_for() {
 
 case ${2:-} in
 direct) ;;
-nftables | haproxy | tclb | far_direct | far_tclb) "$2" ;;
+nftables | haproxy | nginx | tclb | userspace | far_direct | far_tclb) "$2" ;;
 *) sed -n '2,6{/^#/p}' "$0" >&2; exit 2 ;;
 esac

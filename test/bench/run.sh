@@ -3,7 +3,8 @@
 # Tables go to the terminal and to test/bench/out, with plots. `run.sh quick` takes about two minutes.
 #
 # A sample during which other work used more than FOREIGN percent of the CPUs does not count.
-# Choose parts by PARTS="packets tables worlds nodes cni control"; ROUNDS, D (seconds a sample), TESTS, WORLDS, FAR_WORLDS.
+# Choose parts by PARTS="packets tables worlds nodes proxies cni control"; ROUNDS, D (seconds a sample), TESTS, WORLDS,
+# FAR_WORLDS, PROXY_WORLDS.
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 case ${1:-full} in
@@ -11,8 +12,8 @@ full) : "${FOREIGN:=12}" "${ROUNDS:=7}" "${D:=2}" "${PACKET_ROUNDS:=9}" "${CHURN
 quick) : "${FOREIGN:=100}" "${ROUNDS:=1}" "${D:=1}" "${PACKET_ROUNDS:=3}" "${CHURN:=1000000}" "${CONTAINERS:=10}" "${CHANGES:=10}" ;;
 *) echo "usage: run.sh [full|quick]" >&2; exit 2 ;;
 esac
-: "${PARTS:=packets tables worlds nodes cni control}" "${TESTS:=rrsame crrsame udp streamsame}" "${WORLDS:=direct nftables haproxy tclb}"
-: "${FAR_WORLDS:=far-direct far-tclb}"
+: "${PARTS:=packets tables worlds nodes proxies cni control}" "${TESTS:=rrsame crrsame udp streamsame}" "${WORLDS:=direct nftables haproxy tclb}"
+: "${FAR_WORLDS:=far-direct far-tclb}" "${PROXY_WORLDS:=haproxy nginx userspace}"
 NODE=tb-alone
 export D
 
@@ -40,6 +41,8 @@ part_cni() { alone in_ns $NODE "$BIN/cniadd" -plugin-dir "$ROOT/bin" -n "$CONTAI
 part_control() { alone in_ns $NODE "$BIN/control" -proxy "$ROOT/bin/tclb" -changes "$CHANGES"; }
 part_worlds() { side_by_side worlds direct "$WORLDS" "Side by side"; }
 part_nodes() { side_by_side nodes far-direct "$FAR_WORLDS" "Backends on another node"; }
+
+part_proxies() { side_by_side proxies haproxy "$PROXY_WORLDS" "In user space"; }
 
 # side_by_side FILE BASE "WORLDS" TITLE goes round these worlds and compares them with one of them.
 side_by_side() {
