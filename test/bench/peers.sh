@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|tclb|far_direct|far_tclb
+# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|nginx|relay|tclb|far_direct|far_tclb
 #
 # tcp 80 -> 7001, tcp 81 -> 7002 and udp 7003 of three backends at one VIP, tcp 5201 of the first
 # backend at another.
@@ -38,6 +38,40 @@ haproxy() {
 	} >"$RUN/$WORLD/haproxy.cfg"
 	start "$WORLD" "$NODE" haproxy -db -f "$RUN/$WORLD/haproxy.cfg"
 }
+
+nginx() {
+	mkdir -p "$RUN/$WORLD"
+	in_ns "$NODE" ip address add $VIP/32 dev lo
+	in_ns "$NODE" ip address add $VIP_STREAM/32 dev lo
+	{
+		printf '%s\n' 'load_module /usr/lib/nginx/modules/ngx_stream_module.so;' "daemon off; pid $RUN/$WORLD/pid; error_log /dev/null;" \
+			'worker_processes 2; events { worker_connections 8000; multi_accept on; }' 'stream { access_log off;'
+		upstream u80 "$VIP:80 reuseport" 7001 "${B[@]}"
+		upstream u81 "$VIP:81 reuseport" 7002 "${B[@]}"
+		upstream u7003 "$VIP:7003 udp reuseport" 7003 "${B[@]}"
+		upstream u5201 "$VIP_STREAM:5201 reuseport" 5201 "${B[0]}"
+		echo '}'
+	} >"$RUN/$WORLD/nginx.conf"
+	start "$WORLD" "$NODE" /usr/sbin/nginx -c "$RUN/$WORLD/nginx.conf"
+}
+
+upstream() { # name, where to listen, backends' port, backends...
+	local name=$1 at=$2 port=$3 more=
+	shift 3
+	printf 'upstream %s {' "$name"
+	printf ' server %s;' "${@/%/:$port}"
+	[[ $at != *udp* ]] || more='proxy_responses 0; proxy_timeout 5s;'
+	printf ' } server { listen %s; tcp_nodelay on; %s proxy_pass %s; }\n' "$at" "$more" "$name"
+}
+
+# What userspace mode carries with, by itself.
+relay() {
+	in_ns "$NODE" ip address add $VIP/32 dev lo
+	in_ns "$NODE" ip address add $VIP_STREAM/32 dev lo
+	start "$WORLD" "$NODE" "${RELAY:-$BIN/relay}" "$VIP:80=$(comma 7001)" "$VIP:81=$(comma 7002)" "udp:$VIP:7003=$(comma 7003)" "$VIP_STREAM:5201=${B[0]}:5201"
+}
+
+comma() { local IFS=,; echo "${B[*]/%/:$1}"; }
 
 # The real thing: a proxy as a process on each node, and an ADD of the plugin for every container.
 tclb() {
@@ -120,6 +154,6 @@ wait_for() {
 
 case ${2:-} in
 direct) ;;
-nftables | haproxy | tclb | far_direct | far_tclb) "$2" ;;
+nftables | haproxy | nginx | relay | tclb | far_direct | far_tclb) "$2" ;;
 *) sed -n '2,6{/^#/p}' "$0" >&2; exit 2 ;;
 esac
