@@ -6,6 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// keptDatagram is the longest one that is kept until a backend has answered: a question, not a transfer.
+const keptDatagram = 2048
+
 // session is what a UDP client and its backend say to each other: a socket that is connected to the backend,
 // and the client's address, to which answers go from the listener's socket.
 type session struct {
@@ -15,6 +18,7 @@ type session struct {
 	fd       int // -1: none
 	slot     uint32
 	answered bool
+	first    []byte // a datagram to repeat to the next backend, until one has answered
 	over     bool
 	active   time.Duration
 }
@@ -78,6 +82,9 @@ func (s *session) sendUp(first, last int) {
 	b := s.l.w.batch
 	s.active = s.l.w.now
 	s.flow.Sent(uint64(last-first), b.bytes(first, last))
+	if !s.answered && s.first == nil {
+		s.first = b.copy(first)
+	}
 	if b.send(s.fd, first, last, nil) && s.refused() {
 		_ = b.send(s.fd, first, last, nil)
 	}
@@ -93,7 +100,10 @@ func (s *session) refused() bool {
 			s.end()
 			return false
 		}
-		break // the error is taken; the same backend may listen again
+		return true // the error is taken; the same backend may listen again
+	}
+	if s.first != nil {
+		_, _ = send(s.fd, s.first)
 	}
 	return true
 }
@@ -113,7 +123,7 @@ func (s *session) ready(side, uint32) {
 			return
 		}
 		if !s.answered {
-			s.answered = true
+			s.answered, s.first = true, nil
 			s.flow.Connected()
 		}
 		s.active = s.l.w.now
@@ -142,9 +152,9 @@ func (s *session) end() {
 	delete(s.l.sessions, s.client)
 	w.r.descriptors.give(1)
 	w.r.sessions.Add(-1)
+	s.l.leave()
 	s.flow.Closing()
 	s.flow.End()
-	s.l.leave()
 }
 
 func (s *session) sweep() {
