@@ -67,6 +67,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 		{pkg: "proxy/internal/cluster", not: append(inModule("pkg/datapath", "pkg/attach", "proxy/internal/reconcile"), kernel...)},
 		{pkg: "proxy/internal/reconcile", not: []string{"go.etcd.io", "go.uber.org"}},
 		{pkg: "proxy/internal/userspace", only: inModule("pkg/datapath", "pkg/lb", "pkg/sched"), not: []string{"github.com/vishvananda/netlink", "net/http"}},
+		{pkg: "proxy/internal/relay", only: []string{module + "/pkg/lb", "golang.org/x/sys/unix"}},
 		{pkg: "proxy/internal/state", not: []string{"go.etcd.io", "go.uber.org"}},
 	}
 	packages := list(t, "./...")

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|nginx|tclb|userspace|far_direct|far_tclb
+# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|nginx|relay|tclb|userspace|far_direct|far_tclb
 #
 # tcp 80 -> 7001, tcp 81 -> 7002 and udp 7003 of three backends at one VIP, tcp 5201 of the first
 # backend at another.
@@ -45,25 +45,35 @@ haproxy() {
 }
 
 nginx() {
-	local port target vip b udp
 	own_vips
 	{
-		printf '%s\n' 'load_module /usr/lib/nginx/modules/ngx_stream_module.so;' 'daemon off;' 'worker_processes 2;' "pid $RUN/$WORLD/nginx.pid;" \
-			'error_log stderr;' 'events { worker_connections 4000; }' 'stream {' ' access_log off;'
-		for port in 80:7001 81:7002 7003:7003 5201:5201; do
-			target=${port#*:} port=${port%:*} vip=$VIP udp=
-			[ "$port" != 5201 ] || vip=$VIP_STREAM
-			[ "$port" != 7003 ] || udp=' udp'
-			printf ' upstream b%s {' "$port"
-			for b in "${B[@]}"; do
-				[ "$port" = 5201 ] && [ "$b" != "${B[0]}" ] || printf ' server %s:%s;' "$b" "$target"
-			done
-			printf ' }\n server { listen %s:%s%s; proxy_pass b%s; }\n' "$vip" "$port" "$udp" "$port"
-		done
+		printf '%s\n' 'load_module /usr/lib/nginx/modules/ngx_stream_module.so;' "daemon off; pid $RUN/$WORLD/pid; error_log /dev/null;" \
+			'worker_processes 2; events { worker_connections 8000; multi_accept on; }' 'stream { access_log off;'
+		upstream u80 "$VIP:80 reuseport" 7001 "${B[@]}"
+		upstream u81 "$VIP:81 reuseport" 7002 "${B[@]}"
+		upstream u7003 "$VIP:7003 udp reuseport" 7003 "${B[@]}"
+		upstream u5201 "$VIP_STREAM:5201 reuseport" 5201 "${B[0]}"
 		echo '}'
 	} >"$RUN/$WORLD/nginx.conf"
-	start "$WORLD" "$NODE" nginx -c "$RUN/$WORLD/nginx.conf"
+	start "$WORLD" "$NODE" /usr/sbin/nginx -c "$RUN/$WORLD/nginx.conf"
 }
+
+upstream() { # name, where to listen, backends' port, backends...
+	local name=$1 at=$2 port=$3 more=
+	shift 3
+	printf 'upstream %s {' "$name"
+	printf ' server %s;' "${@/%/:$port}"
+	[[ $at != *udp* ]] || more='proxy_responses 0; proxy_timeout 5s;'
+	printf ' } server { listen %s; tcp_nodelay on; %s proxy_pass %s; }\n' "$at" "$more" "$name"
+}
+
+# What userspace mode carries with, by itself.
+relay() {
+	own_vips
+	start "$WORLD" "$NODE" "${RELAY:-$BIN/relay}" "$VIP:80=$(comma 7001)" "$VIP:81=$(comma 7002)" "udp:$VIP:7003=$(comma 7003)" "$VIP_STREAM:5201=${B[0]}:5201"
+}
+
+comma() { local IFS=,; echo "${B[*]/%/:$1}"; }
 
 # The same without BPF: the proxy makes the VIPs the node's own.
 userspace() { proxy "$NODE" 10.244.1.1 'datapath: {mode: userspace}'; }
@@ -149,6 +159,6 @@ wait_for() {
 
 case ${2:-} in
 direct) ;;
-nftables | haproxy | nginx | tclb | userspace | far_direct | far_tclb) "$2" ;;
+nftables | haproxy | nginx | relay | tclb | userspace | far_direct | far_tclb) "$2" ;;
 *) sed -n '2,6{/^#/p}' "$0" >&2; exit 2 ;;
 esac
