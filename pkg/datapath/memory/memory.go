@@ -220,6 +220,7 @@ func (m *Maps) Allows() (map[datapath.AllowKey]struct{}, error) {
 
 // PutAllow admits a source prefix to a service.
 func (m *Maps) PutAllow(k datapath.AllowKey) error {
+	k.Prefix = k.Prefix.Masked()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.allows[k]; ok {
@@ -235,6 +236,7 @@ func (m *Maps) PutAllow(k datapath.AllowKey) error {
 
 // DeleteAllow takes an admission back; a missing one is no error.
 func (m *Maps) DeleteAllow(k datapath.AllowKey) error {
+	k.Prefix = k.Prefix.Masked()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.allows[k]; ok {
