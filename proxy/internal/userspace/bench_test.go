@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 )
 
@@ -82,4 +83,17 @@ func BenchmarkTraffic(b *testing.B) {
 			report(1, 1000)
 		}
 	})
+}
+
+// BenchmarkRetire is a backend's removal and return among many flows that are not its own: the longest that
+// the reconciler holds anything up.
+func BenchmarkRetire(b *testing.B) {
+	w := benchWorld(b, plan{backends: 20})
+	for i := range 50000 {
+		w.begin(udpFront, i)
+	}
+	for b.Loop() {
+		w.change(3, func(b *datapath.Backend) { b.Live = false })
+		w.change(3, func(b *datapath.Backend) { b.Live = true })
+	}
 }
