@@ -39,6 +39,25 @@ static __noinline __be16 flow_other_port(const struct ct_pair *pair)
 	return bpf_htons(first + bpf_get_prandom_u32() % (last - first + 1));
 }
 
+/* flow_reply_to_vlan says as whom a client goes to a backend in a VLAN: as this node, if it has an address on
+ * the backend's link, so that the backend need not know a way back. Else as itself, or a process here as
+ * the VIP: then it needs one.
+ */
+static __noinline void flow_reply_to_vlan(struct ct_pair *pair, const struct packet *p,
+					  const struct backend *b, __u32 side)
+{
+	struct tuple *reply = &pair->half[DIR_REPLY].tuple;
+	struct vlan_source *source = vlan_source(b->addr, b->zone);
+
+	if (source) {
+		pair->flags |= PAIR_SNAT;
+		addr_copy(reply->daddr, source->addr);
+		reply->dport = flow_other_port(pair);
+	} else {
+		addr_copy(reply->daddr, side == SIDE_HOST ? p->tuple.daddr : p->tuple.saddr);
+	}
+}
+
 /* flow_reply_tuple writes how the backend will answer. The client's own address stays, except
  * that a container reaching itself, by whichever of its interfaces, sees the hairpin address,
  * that a host reaching what is not attached here sees the VIP (answers to either come back
@@ -62,6 +81,8 @@ static __always_inline void flow_reply_tuple(struct ct_pair *pair, const struct 
 	    (addr_equal(b->addr, p->tuple.saddr) || (owner > 0 && (int)b->owner == owner))) {
 		pair->flags |= PAIR_HAIRPIN;
 		addr_copy(reply->daddr, v4 ? s->hairpin4 : s->hairpin6);
+	} else if (vlan_is(b->zone)) {
+		flow_reply_to_vlan(pair, p, b, side);
 	} else if (b->zone && tunnel_snat(p, b->zone)) {
 		pair->flags |= PAIR_SNAT;
 		addr_copy(reply->daddr, v4 ? s->snat4 : s->snat6);
