@@ -131,6 +131,18 @@ func (d *Datapath) DeleteNeighbour(k NeighbourKey) error {
 	return deleteKey(d, bpf.MapsMapNeighbours, &key)
 }
 
+// Neighbour returns what is known of one: ErrNotFound if it is not one that programs send to.
+func (d *Datapath) Neighbour(k NeighbourKey) (Neighbour, error) {
+	key := neighbourKeyTo(k)
+	var v bpf.MapsNeighbour
+	err := d.maps[bpf.MapsMapNeighbours].Lookup(&key, &v)
+	return neighbourFrom(v), mapError("read", bpf.MapsMapNeighbours, err)
+}
+
+func neighbourFrom(v bpf.MapsNeighbour) Neighbour {
+	return Neighbour{MAC: v.Mac, Answers: v.Answers, Fixed: v.Flags&uint16(bpf.MapsNeighbourFlagNEIGHBOUR_FIXED) != 0}
+}
+
 // Neighbours returns all of them.
 func (d *Datapath) Neighbours() (map[NeighbourKey]Neighbour, error) {
 	out := map[NeighbourKey]Neighbour{}
@@ -138,9 +150,7 @@ func (d *Datapath) Neighbours() (map[NeighbourKey]Neighbour, error) {
 	var v bpf.MapsNeighbour
 	it := d.maps[bpf.MapsMapNeighbours].Iterate()
 	for it.Next(&k, &v) {
-		out[NeighbourKey{Zone: uint16(k.Zone), Address: addrFrom(k.Addr)}] = Neighbour{
-			MAC: v.Mac, Answers: v.Answers, Fixed: v.Flags&uint16(bpf.MapsNeighbourFlagNEIGHBOUR_FIXED) != 0,
-		}
+		out[NeighbourKey{Zone: uint16(k.Zone), Address: addrFrom(k.Addr)}] = neighbourFrom(v)
 	}
 	return out, mapError("read", bpf.MapsMapNeighbours, it.Err())
 }
