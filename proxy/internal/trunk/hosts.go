@@ -68,6 +68,15 @@ func (t *Table) syncHosts(l *link, hosts []Host) error {
 	return errors.Join(errs...)
 }
 
+// doubt has the hosts of a zone asked anew: by another device they may be others, and they have to learn who asks.
+func (t *Table) doubt(zone uint16) {
+	for k, h := range t.hosts {
+		if k.Zone == zone && !h.fixed {
+			h.near, h.unanswered, h.confirmed = false, 0, time.Time{}
+		}
+	}
+}
+
 // poll takes in answers, and asks whom it is time to ask.
 func (t *Table) poll(by map[lb.VLAN][]Host) error {
 	now := t.Now()

@@ -243,6 +243,9 @@ func (t *Table) write(l *link, name lb.VLAN, d Device) error {
 		l.problem = "it could not be made known to programs"
 		return fmt.Errorf("make VLAN %s known: %w", name.Name(), err)
 	}
+	if l.written.Ifindex != want.Ifindex || l.written.MAC != want.MAC {
+		t.doubt(l.zone)
+	}
 	l.written = want
 	return nil
 }
