@@ -6,6 +6,7 @@
 #define TCLB_MAPS_H
 
 #include "types.h"
+#include "vlan_maps.h"
 
 /* frontends: what a client connects to -> where its table is.
  * Written by:  the proxy, one update a frontend: readers see old or new, whole
@@ -228,43 +229,6 @@ struct {
 	__type(value, struct uplink);
 	__uint(max_entries, 64);
 } uplinks SEC(".maps");
-
-/* vlans: zone - VLAN_ZONES -> the VLAN. Written by the proxy. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct vlan);
-	__uint(max_entries, VLANS);
-} vlans SEC(".maps");
-
-/* vlan_zones: (device, id of a tag) -> zone. What is not in it is none of ours. Written by the proxy. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct vlan_key);
-	__type(value, __u32);
-	__uint(max_entries, VLANS);
-} vlan_zones SEC(".maps");
-
-/* vlan_sources: (zone, prefix) -> this node's address there. Written by the proxy. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct subnet_key);
-	__type(value, struct vlan_source);
-	__uint(max_entries, 1);
-} vlan_sources SEC(".maps");
-
-/* neighbours: (backend's address, VLAN's zone) -> MAC address.
- * Written by:  the proxy makes and removes entries; from_trunk writes what they say of themselves
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct neighbour_key);
-	__type(value, struct neighbour);
-	__uint(max_entries, 1);
-} neighbours SEC(".maps");
 
 /* endpoints: (address, veth) of the containers attached here. Written by the plugin. */
 struct {
