@@ -31,7 +31,7 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p,
 				   const struct nat_target *to)
 {
-	if (to->deliver == DELIVER_STACK || to->deliver == DELIVER_TUNNEL)
+	if (to->deliver == DELIVER_STACK || deliver_far(to->deliver))
 		return verdict_drop(-DROP_TUNNEL_CARGO);
 	return deliver_from_ingress(skb, p, to->deliver, to->ifindex);
 }

@@ -36,12 +36,16 @@ const (
 	FromOverlayMapGroups        = "groups"
 	FromOverlayMapHeldFragments = "held_fragments"
 	FromOverlayMapHeldRing      = "held_ring"
+	FromOverlayMapNeighbours    = "neighbours"
 	FromOverlayMapNodes         = "nodes"
 	FromOverlayMapRejectBuckets = "reject_buckets"
 	FromOverlayMapServices      = "services"
 	FromOverlayMapSettings      = "settings"
 	FromOverlayMapSubnets       = "subnets"
 	FromOverlayMapUplinks       = "uplinks"
+	FromOverlayMapVlanSources   = "vlan_sources"
+	FromOverlayMapVlanZones     = "vlan_zones"
+	FromOverlayMapVlans         = "vlans"
 	FromOverlayMapVteps         = "vteps"
 	FromOverlayProgFromOverlay  = "from_overlay"
 	FromOverlayVarConfig        = "config"
@@ -116,12 +120,16 @@ type FromOverlayMapSpecs struct {
 	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
+	Neighbours    *ebpf.MapSpec `ebpf:"neighbours"`
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Subnets       *ebpf.MapSpec `ebpf:"subnets"`
 	Uplinks       *ebpf.MapSpec `ebpf:"uplinks"`
+	VlanSources   *ebpf.MapSpec `ebpf:"vlan_sources"`
+	VlanZones     *ebpf.MapSpec `ebpf:"vlan_zones"`
+	Vlans         *ebpf.MapSpec `ebpf:"vlans"`
 	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 }
 
@@ -172,12 +180,16 @@ type FromOverlayMaps struct {
 	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
+	Neighbours    *ebpf.Map `ebpf:"neighbours"`
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Subnets       *ebpf.Map `ebpf:"subnets"`
 	Uplinks       *ebpf.Map `ebpf:"uplinks"`
+	VlanSources   *ebpf.Map `ebpf:"vlan_sources"`
+	VlanZones     *ebpf.Map `ebpf:"vlan_zones"`
+	Vlans         *ebpf.Map `ebpf:"vlans"`
 	Vteps         *ebpf.Map `ebpf:"vteps"`
 }
 
@@ -203,12 +215,16 @@ func (m *FromOverlayMaps) Close() error {
 		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
+		m.Neighbours,
 		m.Nodes,
 		m.RejectBuckets,
 		m.Services,
 		m.Settings,
 		m.Subnets,
 		m.Uplinks,
+		m.VlanSources,
+		m.VlanZones,
+		m.Vlans,
 		m.Vteps,
 	)
 }

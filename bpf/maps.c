@@ -23,4 +23,5 @@ EXPORT(timeout);
 EXPORT(backend_flag);
 EXPORT(setting_flag);
 EXPORT(node_flag);
+EXPORT(neighbour_flag);
 EXPORT(drop_reason);

@@ -172,6 +172,7 @@ const (
 	MapsDeliverDELIVER_HOST   MapsDeliver = 2
 	MapsDeliverDELIVER_TUNNEL MapsDeliver = 3
 	MapsDeliverDELIVER_UPLINK MapsDeliver = 4
+	MapsDeliverDELIVER_VLAN   MapsDeliver = 5
 )
 
 type MapsDropReason uint32
@@ -198,7 +199,8 @@ const (
 	MapsDropReasonDROP_SECOND_CHANCE MapsDropReason = 18
 	MapsDropReasonDROP_TUNNEL_NODE   MapsDropReason = 19
 	MapsDropReasonDROP_TUNNEL_CARGO  MapsDropReason = 20
-	MapsDropReasonDROP_REASONS       MapsDropReason = 21
+	MapsDropReasonDROP_VLAN          MapsDropReason = 21
+	MapsDropReasonDROP_REASONS       MapsDropReason = 22
 )
 
 type MapsEndpoint struct {
@@ -327,6 +329,26 @@ type MapsLatency struct {
 	Tick uint32
 }
 
+type MapsNeighbour struct {
+	_       structs.HostLayout
+	Mac     [6]uint8
+	Flags   uint16
+	Answers uint32
+	Pad     uint32
+}
+
+type MapsNeighbourFlag uint32
+
+const (
+	MapsNeighbourFlagNEIGHBOUR_FIXED MapsNeighbourFlag = 1
+)
+
+type MapsNeighbourKey struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+	Zone uint32
+}
+
 type MapsNode struct {
 	_     structs.HostLayout
 	Vtep  [16]uint8
@@ -443,6 +465,25 @@ type MapsUplink struct {
 	Pad uint16
 }
 
+type MapsVlan struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Mtu     uint32
+	Id      uint16
+	Mac     [6]uint8
+}
+
+type MapsVlanKey struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Id      uint32
+}
+
+type MapsVlanSource struct {
+	_    structs.HostLayout
+	Addr [16]uint8
+}
+
 type MapsVtepKey struct {
 	_    structs.HostLayout
 	Addr [16]uint8
@@ -452,49 +493,54 @@ type MapsVtepKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	MapsMapAffinities         = "affinities"
-	MapsMapAllow              = "allow"
-	MapsMapArena              = "arena"
-	MapsMapBackendStats       = "backend_stats"
-	MapsMapBackends           = "backends"
-	MapsMapCtClosing          = "ct_closing"
-	MapsMapCtFree             = "ct_free"
-	MapsMapCtIndex            = "ct_index"
-	MapsMapCtOpening          = "ct_opening"
-	MapsMapCtPairs            = "ct_pairs"
-	MapsMapCtShared           = "ct_shared"
-	MapsMapCtTimes            = "ct_times"
-	MapsMapDrops              = "drops"
-	MapsMapEndpoints          = "endpoints"
-	MapsMapFirstFragment      = "first_fragment"
-	MapsMapFragments          = "fragments"
-	MapsMapFrontends          = "frontends"
-	MapsMapGroups             = "groups"
-	MapsMapHeldFragments      = "held_fragments"
-	MapsMapHeldRing           = "held_ring"
-	MapsMapNodes              = "nodes"
-	MapsMapRejectBuckets      = "reject_buckets"
-	MapsMapServices           = "services"
-	MapsMapSettings           = "settings"
-	MapsMapSubnets            = "subnets"
-	MapsMapUplinks            = "uplinks"
-	MapsMapVteps              = "vteps"
-	MapsVarExportBackendFlag  = "export_backend_flag"
-	MapsVarExportCtDir        = "export_ct_dir"
-	MapsVarExportCtHalfFlag   = "export_ct_half_flag"
-	MapsVarExportCtPairFlag   = "export_ct_pair_flag"
-	MapsVarExportCtState      = "export_ct_state"
-	MapsVarExportDeliver      = "export_deliver"
-	MapsVarExportDropReason   = "export_drop_reason"
-	MapsVarExportFragmentFate = "export_fragment_fate"
-	MapsVarExportFrontendFlag = "export_frontend_flag"
-	MapsVarExportFrontendKind = "export_frontend_kind"
-	MapsVarExportHeldState    = "export_held_state"
-	MapsVarExportNodeFlag     = "export_node_flag"
-	MapsVarExportScheduler    = "export_scheduler"
-	MapsVarExportSettingFlag  = "export_setting_flag"
-	MapsVarExportSweep        = "export_sweep"
-	MapsVarExportTimeout      = "export_timeout"
+	MapsMapAffinities          = "affinities"
+	MapsMapAllow               = "allow"
+	MapsMapArena               = "arena"
+	MapsMapBackendStats        = "backend_stats"
+	MapsMapBackends            = "backends"
+	MapsMapCtClosing           = "ct_closing"
+	MapsMapCtFree              = "ct_free"
+	MapsMapCtIndex             = "ct_index"
+	MapsMapCtOpening           = "ct_opening"
+	MapsMapCtPairs             = "ct_pairs"
+	MapsMapCtShared            = "ct_shared"
+	MapsMapCtTimes             = "ct_times"
+	MapsMapDrops               = "drops"
+	MapsMapEndpoints           = "endpoints"
+	MapsMapFirstFragment       = "first_fragment"
+	MapsMapFragments           = "fragments"
+	MapsMapFrontends           = "frontends"
+	MapsMapGroups              = "groups"
+	MapsMapHeldFragments       = "held_fragments"
+	MapsMapHeldRing            = "held_ring"
+	MapsMapNeighbours          = "neighbours"
+	MapsMapNodes               = "nodes"
+	MapsMapRejectBuckets       = "reject_buckets"
+	MapsMapServices            = "services"
+	MapsMapSettings            = "settings"
+	MapsMapSubnets             = "subnets"
+	MapsMapUplinks             = "uplinks"
+	MapsMapVlanSources         = "vlan_sources"
+	MapsMapVlanZones           = "vlan_zones"
+	MapsMapVlans               = "vlans"
+	MapsMapVteps               = "vteps"
+	MapsVarExportBackendFlag   = "export_backend_flag"
+	MapsVarExportCtDir         = "export_ct_dir"
+	MapsVarExportCtHalfFlag    = "export_ct_half_flag"
+	MapsVarExportCtPairFlag    = "export_ct_pair_flag"
+	MapsVarExportCtState       = "export_ct_state"
+	MapsVarExportDeliver       = "export_deliver"
+	MapsVarExportDropReason    = "export_drop_reason"
+	MapsVarExportFragmentFate  = "export_fragment_fate"
+	MapsVarExportFrontendFlag  = "export_frontend_flag"
+	MapsVarExportFrontendKind  = "export_frontend_kind"
+	MapsVarExportHeldState     = "export_held_state"
+	MapsVarExportNeighbourFlag = "export_neighbour_flag"
+	MapsVarExportNodeFlag      = "export_node_flag"
+	MapsVarExportScheduler     = "export_scheduler"
+	MapsVarExportSettingFlag   = "export_setting_flag"
+	MapsVarExportSweep         = "export_sweep"
+	MapsVarExportTimeout       = "export_timeout"
 )
 
 // LoadMaps returns the embedded CollectionSpec for Maps.
@@ -565,12 +611,16 @@ type MapsMapSpecs struct {
 	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
+	Neighbours    *ebpf.MapSpec `ebpf:"neighbours"`
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Subnets       *ebpf.MapSpec `ebpf:"subnets"`
 	Uplinks       *ebpf.MapSpec `ebpf:"uplinks"`
+	VlanSources   *ebpf.MapSpec `ebpf:"vlan_sources"`
+	VlanZones     *ebpf.MapSpec `ebpf:"vlan_zones"`
+	Vlans         *ebpf.MapSpec `ebpf:"vlans"`
 	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 }
 
@@ -578,22 +628,23 @@ type MapsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MapsVariableSpecs struct {
-	ExportBackendFlag  *ebpf.VariableSpec `ebpf:"export_backend_flag"`
-	ExportCtDir        *ebpf.VariableSpec `ebpf:"export_ct_dir"`
-	ExportCtHalfFlag   *ebpf.VariableSpec `ebpf:"export_ct_half_flag"`
-	ExportCtPairFlag   *ebpf.VariableSpec `ebpf:"export_ct_pair_flag"`
-	ExportCtState      *ebpf.VariableSpec `ebpf:"export_ct_state"`
-	ExportDeliver      *ebpf.VariableSpec `ebpf:"export_deliver"`
-	ExportDropReason   *ebpf.VariableSpec `ebpf:"export_drop_reason"`
-	ExportFragmentFate *ebpf.VariableSpec `ebpf:"export_fragment_fate"`
-	ExportFrontendFlag *ebpf.VariableSpec `ebpf:"export_frontend_flag"`
-	ExportFrontendKind *ebpf.VariableSpec `ebpf:"export_frontend_kind"`
-	ExportHeldState    *ebpf.VariableSpec `ebpf:"export_held_state"`
-	ExportNodeFlag     *ebpf.VariableSpec `ebpf:"export_node_flag"`
-	ExportScheduler    *ebpf.VariableSpec `ebpf:"export_scheduler"`
-	ExportSettingFlag  *ebpf.VariableSpec `ebpf:"export_setting_flag"`
-	ExportSweep        *ebpf.VariableSpec `ebpf:"export_sweep"`
-	ExportTimeout      *ebpf.VariableSpec `ebpf:"export_timeout"`
+	ExportBackendFlag   *ebpf.VariableSpec `ebpf:"export_backend_flag"`
+	ExportCtDir         *ebpf.VariableSpec `ebpf:"export_ct_dir"`
+	ExportCtHalfFlag    *ebpf.VariableSpec `ebpf:"export_ct_half_flag"`
+	ExportCtPairFlag    *ebpf.VariableSpec `ebpf:"export_ct_pair_flag"`
+	ExportCtState       *ebpf.VariableSpec `ebpf:"export_ct_state"`
+	ExportDeliver       *ebpf.VariableSpec `ebpf:"export_deliver"`
+	ExportDropReason    *ebpf.VariableSpec `ebpf:"export_drop_reason"`
+	ExportFragmentFate  *ebpf.VariableSpec `ebpf:"export_fragment_fate"`
+	ExportFrontendFlag  *ebpf.VariableSpec `ebpf:"export_frontend_flag"`
+	ExportFrontendKind  *ebpf.VariableSpec `ebpf:"export_frontend_kind"`
+	ExportHeldState     *ebpf.VariableSpec `ebpf:"export_held_state"`
+	ExportNeighbourFlag *ebpf.VariableSpec `ebpf:"export_neighbour_flag"`
+	ExportNodeFlag      *ebpf.VariableSpec `ebpf:"export_node_flag"`
+	ExportScheduler     *ebpf.VariableSpec `ebpf:"export_scheduler"`
+	ExportSettingFlag   *ebpf.VariableSpec `ebpf:"export_setting_flag"`
+	ExportSweep         *ebpf.VariableSpec `ebpf:"export_sweep"`
+	ExportTimeout       *ebpf.VariableSpec `ebpf:"export_timeout"`
 }
 
 // MapsObjects contains all objects after they have been loaded into the kernel.
@@ -636,12 +687,16 @@ type MapsMaps struct {
 	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
+	Neighbours    *ebpf.Map `ebpf:"neighbours"`
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Subnets       *ebpf.Map `ebpf:"subnets"`
 	Uplinks       *ebpf.Map `ebpf:"uplinks"`
+	VlanSources   *ebpf.Map `ebpf:"vlan_sources"`
+	VlanZones     *ebpf.Map `ebpf:"vlan_zones"`
+	Vlans         *ebpf.Map `ebpf:"vlans"`
 	Vteps         *ebpf.Map `ebpf:"vteps"`
 }
 
@@ -667,12 +722,16 @@ func (m *MapsMaps) Close() error {
 		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
+		m.Neighbours,
 		m.Nodes,
 		m.RejectBuckets,
 		m.Services,
 		m.Settings,
 		m.Subnets,
 		m.Uplinks,
+		m.VlanSources,
+		m.VlanZones,
+		m.Vlans,
 		m.Vteps,
 	)
 }
@@ -681,22 +740,23 @@ func (m *MapsMaps) Close() error {
 //
 // It can be passed to LoadMapsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MapsVariables struct {
-	ExportBackendFlag  *ebpf.Variable `ebpf:"export_backend_flag"`
-	ExportCtDir        *ebpf.Variable `ebpf:"export_ct_dir"`
-	ExportCtHalfFlag   *ebpf.Variable `ebpf:"export_ct_half_flag"`
-	ExportCtPairFlag   *ebpf.Variable `ebpf:"export_ct_pair_flag"`
-	ExportCtState      *ebpf.Variable `ebpf:"export_ct_state"`
-	ExportDeliver      *ebpf.Variable `ebpf:"export_deliver"`
-	ExportDropReason   *ebpf.Variable `ebpf:"export_drop_reason"`
-	ExportFragmentFate *ebpf.Variable `ebpf:"export_fragment_fate"`
-	ExportFrontendFlag *ebpf.Variable `ebpf:"export_frontend_flag"`
-	ExportFrontendKind *ebpf.Variable `ebpf:"export_frontend_kind"`
-	ExportHeldState    *ebpf.Variable `ebpf:"export_held_state"`
-	ExportNodeFlag     *ebpf.Variable `ebpf:"export_node_flag"`
-	ExportScheduler    *ebpf.Variable `ebpf:"export_scheduler"`
-	ExportSettingFlag  *ebpf.Variable `ebpf:"export_setting_flag"`
-	ExportSweep        *ebpf.Variable `ebpf:"export_sweep"`
-	ExportTimeout      *ebpf.Variable `ebpf:"export_timeout"`
+	ExportBackendFlag   *ebpf.Variable `ebpf:"export_backend_flag"`
+	ExportCtDir         *ebpf.Variable `ebpf:"export_ct_dir"`
+	ExportCtHalfFlag    *ebpf.Variable `ebpf:"export_ct_half_flag"`
+	ExportCtPairFlag    *ebpf.Variable `ebpf:"export_ct_pair_flag"`
+	ExportCtState       *ebpf.Variable `ebpf:"export_ct_state"`
+	ExportDeliver       *ebpf.Variable `ebpf:"export_deliver"`
+	ExportDropReason    *ebpf.Variable `ebpf:"export_drop_reason"`
+	ExportFragmentFate  *ebpf.Variable `ebpf:"export_fragment_fate"`
+	ExportFrontendFlag  *ebpf.Variable `ebpf:"export_frontend_flag"`
+	ExportFrontendKind  *ebpf.Variable `ebpf:"export_frontend_kind"`
+	ExportHeldState     *ebpf.Variable `ebpf:"export_held_state"`
+	ExportNeighbourFlag *ebpf.Variable `ebpf:"export_neighbour_flag"`
+	ExportNodeFlag      *ebpf.Variable `ebpf:"export_node_flag"`
+	ExportScheduler     *ebpf.Variable `ebpf:"export_scheduler"`
+	ExportSettingFlag   *ebpf.Variable `ebpf:"export_setting_flag"`
+	ExportSweep         *ebpf.Variable `ebpf:"export_sweep"`
+	ExportTimeout       *ebpf.Variable `ebpf:"export_timeout"`
 }
 
 // MapsPrograms contains all programs after they have been loaded into the kernel.

@@ -36,12 +36,16 @@ const (
 	ToContainerMapGroups        = "groups"
 	ToContainerMapHeldFragments = "held_fragments"
 	ToContainerMapHeldRing      = "held_ring"
+	ToContainerMapNeighbours    = "neighbours"
 	ToContainerMapNodes         = "nodes"
 	ToContainerMapRejectBuckets = "reject_buckets"
 	ToContainerMapServices      = "services"
 	ToContainerMapSettings      = "settings"
 	ToContainerMapSubnets       = "subnets"
 	ToContainerMapUplinks       = "uplinks"
+	ToContainerMapVlanSources   = "vlan_sources"
+	ToContainerMapVlanZones     = "vlan_zones"
+	ToContainerMapVlans         = "vlans"
 	ToContainerMapVteps         = "vteps"
 	ToContainerProgToContainer  = "to_container"
 	ToContainerVarConfig        = "config"
@@ -116,12 +120,16 @@ type ToContainerMapSpecs struct {
 	Groups        *ebpf.MapSpec `ebpf:"groups"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	HeldRing      *ebpf.MapSpec `ebpf:"held_ring"`
+	Neighbours    *ebpf.MapSpec `ebpf:"neighbours"`
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	RejectBuckets *ebpf.MapSpec `ebpf:"reject_buckets"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Subnets       *ebpf.MapSpec `ebpf:"subnets"`
 	Uplinks       *ebpf.MapSpec `ebpf:"uplinks"`
+	VlanSources   *ebpf.MapSpec `ebpf:"vlan_sources"`
+	VlanZones     *ebpf.MapSpec `ebpf:"vlan_zones"`
+	Vlans         *ebpf.MapSpec `ebpf:"vlans"`
 	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 }
 
@@ -172,12 +180,16 @@ type ToContainerMaps struct {
 	Groups        *ebpf.Map `ebpf:"groups"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	HeldRing      *ebpf.Map `ebpf:"held_ring"`
+	Neighbours    *ebpf.Map `ebpf:"neighbours"`
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	RejectBuckets *ebpf.Map `ebpf:"reject_buckets"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Subnets       *ebpf.Map `ebpf:"subnets"`
 	Uplinks       *ebpf.Map `ebpf:"uplinks"`
+	VlanSources   *ebpf.Map `ebpf:"vlan_sources"`
+	VlanZones     *ebpf.Map `ebpf:"vlan_zones"`
+	Vlans         *ebpf.Map `ebpf:"vlans"`
 	Vteps         *ebpf.Map `ebpf:"vteps"`
 }
 
@@ -203,12 +215,16 @@ func (m *ToContainerMaps) Close() error {
 		m.Groups,
 		m.HeldFragments,
 		m.HeldRing,
+		m.Neighbours,
 		m.Nodes,
 		m.RejectBuckets,
 		m.Services,
 		m.Settings,
 		m.Subnets,
 		m.Uplinks,
+		m.VlanSources,
+		m.VlanZones,
+		m.Vlans,
 		m.Vteps,
 	)
 }

@@ -64,6 +64,40 @@ static __always_inline int announce_frame(struct __sk_buff *skb, const __u8 *to,
 	       bpf_skb_store_bytes(skb, ETH_ALEN, mac, MAC_LEN, 0);
 }
 
+/* announce_read_arp fills a with an ARP packet about IPv4 on Ethernet. Returns whether it is one. */
+static __always_inline bool announce_read_arp(struct __sk_buff *skb, struct arp *a)
+{
+	return !bpf_skb_load_bytes(skb, ETH_HLEN, a, sizeof(*a)) &&
+	       a->hardware == bpf_htons(ARP_ETHERNET) && a->protocol == bpf_htons(ETH_P_IP);
+}
+
+/* announce_arp_address is an address of an ARP packet, mapped. */
+static __always_inline void announce_arp_address(__u8 *to, const __u8 *from)
+{
+	__be32 v4;
+
+	__builtin_memcpy(&v4, from, sizeof(v4));
+	addr_from_v4(to, v4);
+}
+
+/* announce_arp_reply makes a request its answer: `mac` has the address. */
+static __always_inline int announce_arp_reply(struct __sk_buff *skb, struct arp *a, const __u8 *mac)
+{
+	__be32 asked, asker;
+
+	__builtin_memcpy(&asked, a->target, sizeof(asked));
+	__builtin_memcpy(&asker, a->sender, sizeof(asker));
+	a->op = bpf_htons(ARP_REPLY);
+	__builtin_memcpy(a->target_mac, a->sender_mac, MAC_LEN);
+	__builtin_memcpy(a->target, &asker, sizeof(asker));
+	__builtin_memcpy(a->sender_mac, mac, MAC_LEN);
+	__builtin_memcpy(a->sender, &asked, sizeof(asked));
+	if (announce_frame(skb, a->target_mac, mac) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN, a, sizeof(*a), 0))
+		return -DROP_REWRITE;
+	return 1;
+}
+
 /* announce_arp makes an ARP request for a VIP its answer. Returns 1 if it did, 0 for any other packet, or
  * -DROP_...
  */
@@ -71,33 +105,18 @@ static __always_inline int announce_arp(struct __sk_buff *skb, const struct upli
 {
 	struct arp a ALIGNED;
 	__u8 vip[ADDR_LEN] ALIGNED;
-	__be32 asked, asker;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &a, sizeof(a)) ||
-	    a.hardware != bpf_htons(ARP_ETHERNET) || a.protocol != bpf_htons(ETH_P_IP) ||
-	    a.op != bpf_htons(ARP_REQUEST))
+	if (!announce_read_arp(skb, &a) || a.op != bpf_htons(ARP_REQUEST))
 		return 0;
-	__builtin_memcpy(&asked, a.target, sizeof(asked));
-	__builtin_memcpy(&asker, a.sender, sizeof(asker));
-	addr_from_v4(vip, asked);
-	if (!announce_is_ours(vip))
-		return 0;
-	a.op = bpf_htons(ARP_REPLY);
-	__builtin_memcpy(a.target_mac, a.sender_mac, MAC_LEN);
-	__builtin_memcpy(a.target, &asker, sizeof(asker));
-	__builtin_memcpy(a.sender_mac, up->mac, MAC_LEN);
-	__builtin_memcpy(a.sender, &asked, sizeof(asked));
-	if (announce_frame(skb, a.target_mac, up->mac) ||
-	    bpf_skb_store_bytes(skb, ETH_HLEN, &a, sizeof(a), 0))
-		return -DROP_REWRITE;
-	return 1;
+	announce_arp_address(vip, a.target);
+	return announce_is_ours(vip) ? announce_arp_reply(skb, &a, up->mac) : 0;
 }
 
 /* announce_advert writes the answer to a solicitation. A node that looks whether its new address is free has
  * none yet: everybody is told then (RFC 4861, 7.2.4).
  */
 static __always_inline int announce_advert(struct __sk_buff *skb, const struct packet *p,
-					   struct nd *n, const __u8 *asker, const struct uplink *up)
+					   struct nd *n, const __u8 *asker, const __u8 *mac)
 {
 	__u8 everybody[MAC_LEN] = {0x33, 0x33, 0, 0, 0, 1};
 	bool probe = !(addr_word(p->tuple.saddr, 0) | addr_word(p->tuple.saddr, 1));
@@ -120,7 +139,7 @@ static __always_inline int announce_advert(struct __sk_buff *skb, const struct p
 	n->flags = bpf_htonl(probe ? ND_OVERRIDE : ND_SOLICITED);
 	n->option = ND_TARGET_MAC;
 	n->option_len = 1;
-	__builtin_memcpy(n->mac, up->mac, MAC_LEN);
+	__builtin_memcpy(n->mac, mac, MAC_LEN);
 	sum = reject_pseudo(&turned, PROTO_ICMPV6, sizeof(*n)) +
 	      (__u32)bpf_csum_diff(NULL, 0, (__be32 *)n, sizeof(*n), 0);
 	n->check = ~nat_fold16(sum);
@@ -128,27 +147,37 @@ static __always_inline int announce_advert(struct __sk_buff *skb, const struct p
 	    reject_ip(skb, &turned, PROTO_ICMPV6, sizeof(*n)) ||
 	    bpf_skb_store_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, hop_limit),
 				&hops, 1, 0) ||
-	    bpf_skb_store_bytes(skb, l4, n, sizeof(*n), 0) || announce_frame(skb, asker, up->mac))
+	    bpf_skb_store_bytes(skb, l4, n, sizeof(*n), 0) || announce_frame(skb, asker, mac))
 		return -DROP_REWRITE;
 	return 1;
+}
+
+/* announce_read_nd fills n with a message of neighbour discovery up to its target, and asker with its sender's
+ * MAC address. Returns whether it is one of this link.
+ */
+static __always_inline bool announce_read_nd(struct __sk_buff *skb, const struct packet *p,
+					     struct nd *n, __u8 *asker)
+{
+	struct ipv6hdr ip ALIGNED;
+
+	return p->tuple.proto == PROTO_ICMPV6 && !addr_is_v4(p->tuple.saddr) && !p->fragment &&
+	       p->l4_off == ETH_HLEN + sizeof(ip) &&
+	       !bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) && ip.hop_limit == ND_HOPS &&
+	       !bpf_skb_load_bytes(skb, p->l4_off, n, __builtin_offsetof(struct nd, option)) &&
+	       !n->code && !bpf_skb_load_bytes(skb, ETH_ALEN, asker, MAC_LEN);
 }
 
 /* announce_nd does for a neighbour solicitation what announce_arp does for a request. */
 static __always_inline int announce_nd(struct __sk_buff *skb, const struct packet *p,
 				       const struct uplink *up)
 {
-	struct ipv6hdr ip ALIGNED;
 	__u8 asker[MAC_LEN];
 	struct nd n ALIGNED = {};
 
-	if (p->tuple.proto != PROTO_ICMPV6 || addr_is_v4(p->tuple.saddr) || p->fragment ||
-	    p->l4_off != ETH_HLEN + sizeof(ip) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.hop_limit != ND_HOPS ||
-	    bpf_skb_load_bytes(skb, p->l4_off, &n, __builtin_offsetof(struct nd, option)) ||
-	    n.type != ND_SOLICIT || n.code || !announce_is_ours(n.target) ||
-	    bpf_skb_load_bytes(skb, ETH_ALEN, asker, MAC_LEN))
+	if (!announce_read_nd(skb, p, &n, asker) || n.type != ND_SOLICIT ||
+	    !announce_is_ours(n.target))
 		return 0;
-	return announce_advert(skb, p, &n, asker, up);
+	return announce_advert(skb, p, &n, asker, up->mac);
 }
 
 /* announce_answer makes a question for a VIP its answer, to be sent out of the uplink that it came in by.

@@ -17,7 +17,15 @@ static __always_inline void deliver_to_host_type(struct __sk_buff *skb)
 		bpf_skb_change_type(skb, PACKET_HOST);
 }
 
-/* deliver_to_node sends a packet by tunnel. */
+/* deliver_far says whether packets leave for another zone: a node's or a VLAN's. In this order it costs who stays
+ * here one comparison.
+ */
+static __always_inline bool deliver_far(__u8 deliver)
+{
+	return deliver >= DELIVER_TUNNEL && (deliver == DELIVER_TUNNEL || deliver == DELIVER_VLAN);
+}
+
+/* deliver_to_node sends a packet by tunnel, or with a tag. */
 static __always_inline int deliver_to_node(struct __sk_buff *skb, const struct packet *p, __u32 id)
 {
 	int sent = encap_send(skb, p, id);
@@ -35,7 +43,7 @@ static __always_inline int deliver_from_ingress(struct __sk_buff *skb, const str
 		deliver_to_host_type(skb);
 		return bpf_redirect_peer(ifindex, 0);
 	}
-	if (deliver == DELIVER_TUNNEL)
+	if (deliver_far(deliver))
 		return deliver_to_node(skb, p, ifindex);
 	if (deliver == DELIVER_UPLINK)
 		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
@@ -54,7 +62,7 @@ static __always_inline int deliver_from_host(struct __sk_buff *skb, const struct
 {
 	if (deliver == DELIVER_PEER)
 		return bpf_redirect(ifindex, 0);
-	if (deliver == DELIVER_TUNNEL)
+	if (deliver_far(deliver))
 		return deliver_to_node(skb, p, ifindex);
 	deliver_to_host_type(skb);
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
@@ -64,16 +72,16 @@ static __always_inline int deliver_from_host(struct __sk_buff *skb, const struct
 static __always_inline int deliver_fits(struct __sk_buff *skb, const struct packet *p,
 					const struct nat_target *to)
 {
-	return to->deliver == DELIVER_TUNNEL ? encap_fits(skb, p, to->ifindex) : 0;
+	return deliver_far(to->deliver) ? encap_fits(skb, p, to->ifindex) : 0;
 }
 
-/* deliver_translate rewrites a packet into `to` and fits a handshake to the tunnel it goes through. */
+/* deliver_translate rewrites a packet into `to` and fits a handshake to where it goes. */
 static __always_inline int deliver_translate(struct __sk_buff *skb, const struct packet *p,
 					     const struct nat_target *to)
 {
 	int err = nat_translate(skb, p, to);
 
-	if (!err && to->deliver == DELIVER_TUNNEL && p->tcp_flags & TCP_SYN)
+	if (!err && deliver_far(to->deliver) && p->tcp_flags & TCP_SYN)
 		err = encap_clamp(skb, p, to->ifindex);
 	return err;
 }

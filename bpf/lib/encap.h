@@ -60,7 +60,7 @@ static __always_inline __u32 encap_hops(struct __sk_buff *skb, const struct pack
 	return hops;
 }
 
-/* encap_fits says whether a packet can go to a node. Returns 0 or -DROP_..., of which
+/* encap_fits says whether a packet can go to a node, or into a VLAN. Returns 0 or -DROP_..., of which
  * DROP_TUNNEL_MTU and DROP_HOP_LIMIT are worth telling the sender.
  */
 __noinline int encap_fits(struct __sk_buff *skb, const struct packet *p, __u32 id)
@@ -68,6 +68,8 @@ __noinline int encap_fits(struct __sk_buff *skb, const struct packet *p, __u32 i
 	struct node_settings *s = encap_settings();
 	struct node *n = tunnel_node(id);
 
+	if (p && vlan_is(id))
+		return vlan_fits(id, encap_size(skb, p));
 	if (!p || !n || !s || !s->tunnel_ifindex)
 		return -DROP_TUNNEL_NODE;
 	if (encap_hops(skb, p) <= 1)
@@ -77,12 +79,13 @@ __noinline int encap_fits(struct __sk_buff *skb, const struct packet *p, __u32 i
 	return 0;
 }
 
-/* encap_mtu returns the largest IP packet that fits to a node. */
+/* encap_mtu returns the largest IP packet that fits to a node, or into a VLAN. */
 static __always_inline __u32 encap_mtu(__u32 id)
 {
 	struct node *n = tunnel_node(id);
+	struct vlan *v = vlan_is(id) ? vlan_of(id) : NULL;
 
-	return n ? n->mtu : 0;
+	return v ? v->mtu : n ? n->mtu : 0;
 }
 
 /* encap_lower lowers the MSS that stands at `off`. Options may stand anywhere: one that begins at an odd
@@ -200,14 +203,14 @@ __noinline int encap_wrap(struct __sk_buff *skb, __u32 id)
 	return s->tunnel_ifindex;
 }
 
-/* encap_send sends a translated packet to a node. Returns a verdict, or -DROP_... */
+/* encap_send sends a translated packet to a node, or into a VLAN. Returns a verdict, or -DROP_... */
 __noinline int encap_send(struct __sk_buff *skb, const struct packet *p, __u32 id)
 {
 	int device;
 
 	if (!p)
 		return -DROP_REWRITE;
-	device = encap_hop(skb, addr_is_v4(p->tuple.saddr));
+	device = vlan_is(id) ? vlan_wrap(skb, id) : encap_hop(skb, addr_is_v4(p->tuple.saddr));
 	if (!device)
 		device = encap_wrap(skb, id);
 	return device < 0 ? device : bpf_redirect(device, 0);

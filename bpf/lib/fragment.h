@@ -77,7 +77,8 @@ static __always_inline bool fragment_concerns(const struct packet *p, __u32 side
 	if (p->tuple.proto != PROTO_TCP && p->tuple.proto != PROTO_UDP &&
 	    (p->tuple.proto != PROTO_DSTOPTS || addr_is_v4(p->tuple.saddr)))
 		return false;
-	if (side == SIDE_OVERLAY || side == SIDE_HOST) /* nothing else comes there */
+	/* Nothing else comes there; of a VLAN, from_trunk asked who sends. */
+	if (side == SIDE_OVERLAY || side == SIDE_HOST || p->tuple.zone)
 		return true;
 	addr_copy(key.vip, p->tuple.daddr);
 	f = bpf_map_lookup_elem(&frontends, &key);

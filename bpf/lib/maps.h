@@ -6,6 +6,7 @@
 #define TCLB_MAPS_H
 
 #include "types.h"
+#include "vlan_maps.h"
 
 /* frontends: what a client connects to -> where its table is.
  * Written by:  the proxy, one update a frontend: readers see old or new, whole

@@ -4,11 +4,10 @@
 #define TCLB_PAIR_H
 
 #include "choose.h"
+#include "source.h"
 #include "tcp.h"
-#include "tunnel.h"
 
 #define FLOW_PORT_TRIES 16
-#define FLOW_PORT_MIN 1024
 #define FLOW_MOVED_SPAN (1 << 23) /* sequence numbers: more than any window in flight */
 
 /* What the functions of a flow return besides -DROP_...: not ours, or the pair to go on with. */
@@ -22,21 +21,6 @@ static __always_inline struct backend *flow_backend(const struct ct_pair *pair)
 	struct backend *b = bpf_map_lookup_elem(&backends, &id);
 
 	return b && b->gen == pair->backend_gen && b->flags & BACKEND_LIVE ? b : NULL;
-}
-
-/* flow_other_port draws a source port for a translated flow: of a flow under this node's address from
- * the range that no process here uses.
- */
-static __noinline __be16 flow_other_port(const struct ct_pair *pair)
-{
-	__u32 zero = 0, first = FLOW_PORT_MIN, last = 65535;
-	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
-
-	if (s && pair->flags & PAIR_SNAT && s->snat_min && s->snat_min <= s->snat_max) {
-		first = s->snat_min;
-		last = s->snat_max;
-	}
-	return bpf_htons(first + bpf_get_prandom_u32() % (last - first + 1));
 }
 
 /* flow_reply_tuple writes how the backend will answer. The client's own address stays, except
@@ -62,6 +46,8 @@ static __always_inline void flow_reply_tuple(struct ct_pair *pair, const struct 
 	    (addr_equal(b->addr, p->tuple.saddr) || (owner > 0 && (int)b->owner == owner))) {
 		pair->flags |= PAIR_HAIRPIN;
 		addr_copy(reply->daddr, v4 ? s->hairpin4 : s->hairpin6);
+	} else if (vlan_is(b->zone)) {
+		flow_reply_to_vlan(pair, p, b, side);
 	} else if (b->zone && tunnel_snat(p, b->zone)) {
 		pair->flags |= PAIR_SNAT;
 		addr_copy(reply->daddr, v4 ? s->snat4 : s->snat6);

@@ -272,17 +272,23 @@ __noinline int parse_again(struct __sk_buff *skb, struct packet *p)
 	return p->tuple.proto || p->l4_off ? PARSED_MALFORMED : PARSED_FOREIGN;
 }
 
-/* parse_packet fills p from the frame and returns enum parsed. */
-static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *p)
+/* parse_frame fills the rest of p, which is zero, whatever tag is beside the frame. */
+static __always_inline int parse_frame(struct __sk_buff *skb, struct packet *p)
 {
 	int parsed;
 
-	__builtin_memset(p, 0, sizeof(*p));
-	if (skb->vlan_present)
-		return PARSED_FOREIGN;
 	p->now = bpf_jiffies64();
 	parsed = parse_ip(skb, p);
 	return parsed == PARSED_SHORT ? parse_again(skb, p) : parsed;
+}
+
+/* parse_packet fills p from the frame and returns enum parsed. */
+static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *p)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	if (skb->vlan_present)
+		return PARSED_FOREIGN;
+	return parse_frame(skb, p);
 }
 
 #endif

@@ -43,6 +43,18 @@ static __always_inline int fragment_link(const struct release *r)
 	return ifindex;
 }
 
+/* fragment_tagged sends a clone into a VLAN. The packet itself has no tag again after that, for the next one. */
+static __always_inline long fragment_tagged(struct __sk_buff *skb, const struct release *r)
+{
+	int device = vlan_wrap(skb, r->to.ifindex);
+	long err;
+
+	if (device < 0)
+		return device;
+	err = bpf_clone_redirect(skb, device, 0);
+	return bpf_skb_vlan_pop(skb) ? -DROP_REWRITE : err;
+}
+
 /* fragment_send sends a clone of the packet where deliver.h would send it. What stays on this host's
  * way meets the same program again, which finds the note of the translated datagram.
  */
@@ -50,6 +62,8 @@ static __always_inline long fragment_send(struct __sk_buff *skb, const struct re
 {
 	int device = r->to.ifindex;
 
+	if (r->to.deliver == DELIVER_VLAN)
+		return fragment_tagged(skb, r);
 	if (r->to.deliver == DELIVER_TUNNEL)
 		device = fragment_wrap(r);
 	else if (r->to.deliver == DELIVER_UPLINK)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Other nodes: what a new flow to one of them has to know. The packets are in encap.h. */
+/* Other nodes, and VLANs: what a new flow to one of them has to know. The packets are in encap.h. */
 #ifndef TCLB_TUNNEL_H
 #define TCLB_TUNNEL_H
 
 #include "conntrack.h"
+#include "vlan.h"
 
 /* tunnel_node returns the node of an id, or NULL if there is none. */
 static __always_inline struct node *tunnel_node(__u32 id)
@@ -27,12 +28,12 @@ static __noinline bool tunnel_snat(const struct packet *p, __u32 id)
 	return bpf_map_lookup_elem(&subnets, &key);
 }
 
-/* tunnel_leave lets a half's packets go to a node. */
+/* tunnel_leave lets a half's packets go to a node, or into a VLAN. */
 static __always_inline void tunnel_leave(struct ct_half *half, __u32 id)
 {
 	struct node *n = tunnel_node(id);
 
-	half->deliver = DELIVER_TUNNEL;
+	half->deliver = vlan_is(id) ? DELIVER_VLAN : DELIVER_TUNNEL;
 	half->ifindex = id;
 	if (n)
 		__builtin_memcpy(half->mac, n->mac, MAC_LEN);

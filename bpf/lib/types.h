@@ -23,8 +23,8 @@
 
 /* ---- flows ---- */
 
-/* The five fields of a packet and the zone they are unique in (0: this node, else the id of
- * the node that the packet came from by tunnel).
+/* The five fields of a packet and the zone they are unique in: 0 is this node, below VLAN_ZONES is the
+ * id of the node that the packet came from by tunnel, from there on the VLAN that it came from.
  */
 struct tuple {
 	__u8 saddr[ADDR_LEN];
@@ -57,6 +57,7 @@ enum deliver {
 	DELIVER_HOST = 2,   /* up into this host by the ingress of tclb0 */
 	DELIVER_TUNNEL = 3, /* to the node whose id is `ifindex` */
 	DELIVER_UPLINK = 4, /* out of the device `ifindex`, to whom routing says */
+	DELIVER_VLAN = 5,   /* with a tag, into the VLAN whose zone is `ifindex` */
 };
 
 enum ct_half_flag {
@@ -287,7 +288,7 @@ enum backend_flag {
 struct backend {
 	__u8 addr[ADDR_LEN];
 	__be16 port;
-	__u16 zone; /* node id; 0: reached from here without a tunnel */
+	__u16 zone; /* 0: reached from here as it is; a node's id: by tunnel; a VLAN's: with its tag */
 	__u32 gen;
 	__u32 service;
 	__u32 ifindex;
@@ -394,6 +395,44 @@ struct subnet_key {
 	__u8 addr[ADDR_LEN];
 };
 
+#define VLAN_ZONES 4096 /* zones from this one on are VLANs', those below it nodes' */
+#define VLANS 4096
+
+/* A VLAN that backends are in. By zone - VLAN_ZONES. */
+struct vlan {
+	__u32 ifindex;	   /* the device that carries it; 0: none does */
+	__u32 mtu;	   /* largest IP packet that it takes */
+	__u16 id;	   /* of the tag */
+	__u8 mac[MAC_LEN]; /* of the device */
+};
+
+struct vlan_key {
+	__u32 ifindex;
+	__u32 id;
+};
+
+/* This node's own address in a VLAN, as whom clients go to backends in its prefix. */
+struct vlan_source {
+	__u8 addr[ADDR_LEN];
+};
+
+struct neighbour_key {
+	__u8 addr[ADDR_LEN];
+	__u32 zone;
+};
+
+enum neighbour_flag {
+	NEIGHBOUR_FIXED = 1, /* its MAC address is configured, and not learned */
+};
+
+/* A backend's address in a VLAN, and its MAC address there, which changes in one store. */
+struct neighbour {
+	__u8 mac[MAC_LEN]; /* zero: it has not answered yet */
+	__u16 flags;	   /* enum neighbour_flag */
+	__u32 answers;	   /* how often it said who it is */
+	__u32 pad;
+} __attribute__((aligned(8)));
+
 enum setting_flag {
 	SETTING_HOST_STACK = 1, /* new flows stay on the host's routing and firewall path */
 	SETTING_ANTI_SPOOF = 2, /* containers send from their own addresses only */
@@ -448,7 +487,8 @@ enum drop_reason {
 	DROP_SECOND_CHANCE = 18, /* a backend's refusal: the client's next SYN goes elsewhere */
 	DROP_TUNNEL_NODE = 19,	 /* to a node that is not known, or before there is a tunnel */
 	DROP_TUNNEL_CARGO = 20,	 /* encapsulated, but nothing that we would have sent */
-	DROP_REASONS = 21,
+	DROP_VLAN = 21,		 /* to a VLAN that no device carries, or a backend unknown there */
+	DROP_REASONS = 22,
 };
 
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
@@ -466,5 +506,7 @@ _Static_assert(sizeof(struct endpoint_key) == 20, "endpoint_key");
 _Static_assert(sizeof(struct endpoint) == 28, "endpoint");
 _Static_assert(sizeof(struct node) == 32, "node");
 _Static_assert(sizeof(struct node_settings) == 168, "node_settings");
+_Static_assert(sizeof(struct vlan) == 16, "vlan");
+_Static_assert(sizeof(struct neighbour) == 16, "neighbour");
 
 #endif

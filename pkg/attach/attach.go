@@ -76,13 +76,33 @@ func Attach(prog *ebpf.Program, ifindex int, dir Direction, pin string) (Link, e
 	return AttachBy(prog, ifindex, dir, pin, KindTCX, KindClsact, KindIngress)
 }
 
+// AttachBehind is Attach for a second program of ours on one hook, which sees what the first one lets pass. Where
+// links are possible they need no order, so there either may come first: programs that share a hook
+// must want different packets.
+func AttachBehind(prog *ebpf.Program, ifindex int, dir Direction, pin string, kinds ...string) (Link, error) {
+	if len(kinds) == 0 {
+		kinds = []string{KindTCX, KindClsact, KindIngress}
+	}
+	return attachTo(prog, ifindex, hook{dir, secondPref}, pin, kinds)
+}
+
 // AttachBy is Attach by the given mechanisms alone, tried in their order.
 func AttachBy(prog *ebpf.Program, ifindex int, dir Direction, pin string, kinds ...string) (Link, error) {
+	return attachTo(prog, ifindex, hook{dir, filterPref}, pin, kinds)
+}
+
+// hook is where a program is to run: filters are in order of preference.
+type hook struct {
+	dir  Direction
+	pref uint16
+}
+
+func attachTo(prog *ebpf.Program, ifindex int, at hook, pin string, kinds []string) (Link, error) {
 	switch old, err := Inspect(pin); {
 	case errors.Is(err, ErrNotFound):
 	case err != nil:
 		return Link{}, err
-	case old.Alive && int(old.Ifindex) == ifindex && old.Direction == dir && slices.Contains(kinds, old.Kind):
+	case old.Alive && int(old.Ifindex) == ifindex && old.Direction == at.dir && slices.Contains(kinds, old.Kind):
 		return old, Update(pin, prog)
 	default:
 		if err := Detach(pin, 0); err != nil {
@@ -94,7 +114,7 @@ func AttachBy(prog *ebpf.Program, ifindex int, dir Direction, pin string, kinds 
 	}
 	var errs []error
 	for _, kind := range kinds {
-		l, err := attachKind(prog, ifindex, dir, pin, kind)
+		l, err := attachKind(prog, ifindex, at, pin, kind)
 		if err == nil {
 			return l, nil
 		}
@@ -103,18 +123,18 @@ func AttachBy(prog *ebpf.Program, ifindex int, dir Direction, pin string, kinds 
 			break
 		}
 	}
-	return Link{}, fmt.Errorf("attach to %s of interface %d: %w", dir, ifindex, errors.Join(errs...))
+	return Link{}, fmt.Errorf("attach to %s of interface %d: %w", at.dir, ifindex, errors.Join(errs...))
 }
 
 // errTryNext marks errors that say a mechanism does not exist here.
 var errTryNext = errors.New("not available")
 
-func attachKind(prog *ebpf.Program, ifindex int, dir Direction, pin, kind string) (Link, error) {
+func attachKind(prog *ebpf.Program, ifindex int, at hook, pin, kind string) (Link, error) {
 	switch kind {
 	case KindTCX:
-		return attachTCX(prog, ifindex, dir, pin)
+		return attachTCX(prog, ifindex, at.dir, pin)
 	case KindClsact, KindIngress:
-		return attachFilter(prog, ifindex, dir, pin, kind)
+		return attachFilter(prog, ifindex, at, pin, kind)
 	}
 	return Link{}, fmt.Errorf("unknown kind of attachment %q", kind)
 }

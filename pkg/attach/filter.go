@@ -17,6 +17,8 @@ const filterPrefix = "tclb-"
 const (
 	// Preference 1 runs first: the lowest number that can be asked for.
 	filterPref = 1
+	// secondPref is that of AttachBehind.
+	secondPref = 2
 
 	// The handle tells whether the qdisc is ours as well, and goes with our last filter.
 	handleGuest = 0x7c1b0001 // the qdisc was there before us
@@ -30,15 +32,28 @@ type filterRecord struct{ m *ebpf.Map }
 type filterPlace struct {
 	Ifindex   uint32
 	Direction uint32
-	Foreign   uint32 // 1 = on a foreign ingress qdisc
+	Flags     uint32
 }
 
-func attachFilter(prog *ebpf.Program, ifindex int, dir Direction, path, kind string) (Link, error) {
+// Flags of a place.
+const (
+	placeForeign = 1 // on a foreign ingress qdisc
+	placeBehind  = 2 // of secondPref
+)
+
+func (p filterPlace) pref() uint16 {
+	if p.Flags&placeBehind != 0 {
+		return secondPref
+	}
+	return filterPref
+}
+
+func attachFilter(prog *ebpf.Program, ifindex int, at hook, path, kind string) (Link, error) {
 	dev, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return Link{}, fmt.Errorf("find interface: %w", err)
 	}
-	made, err := prepareQdisc(dev, dir, kind)
+	made, err := prepareQdisc(dev, at.dir, kind)
 	if err != nil {
 		return Link{}, err
 	}
@@ -46,9 +61,12 @@ func attachFilter(prog *ebpf.Program, ifindex int, dir Direction, path, kind str
 	if made {
 		handle = handleOwner
 	}
-	place := filterPlace{Ifindex: uint32(ifindex), Direction: uint32(dir)}
+	place := filterPlace{Ifindex: uint32(ifindex), Direction: uint32(at.dir)}
 	if kind == KindIngress {
-		place.Foreign = 1
+		place.Flags |= placeForeign
+	}
+	if at.pref == secondPref {
+		place.Flags |= placeBehind
 	}
 	// The record comes first: a crash may leave a record without its filter, never the reverse.
 	err = pinRecord(place, path)
@@ -58,7 +76,7 @@ func attachFilter(prog *ebpf.Program, ifindex int, dir Direction, path, kind str
 	if err != nil {
 		return Link{}, errors.Join(err, Detach(path, 0), dropQdisc(dev, handle))
 	}
-	return Link{PinPath: path, Ifindex: place.Ifindex, Kind: kind, Direction: dir, Alive: true}, nil
+	return Link{PinPath: path, Ifindex: place.Ifindex, Kind: kind, Direction: at.dir, Alive: true}, nil
 }
 
 // prepareQdisc makes room for a filter. made reports that the qdisc is ours.
@@ -147,7 +165,7 @@ func putFilter(prog *ebpf.Program, p filterPlace, handle uint32, put func(netlin
 	err = put(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
 			LinkIndex: int(p.Ifindex), Parent: p.parent(), Handle: handle,
-			Priority: filterPref, Protocol: unix.ETH_P_ALL,
+			Priority: p.pref(), Protocol: unix.ETH_P_ALL,
 		},
 		Fd:           prog.FD(),
 		Name:         filterPrefix + info.Name,
@@ -155,7 +173,7 @@ func putFilter(prog *ebpf.Program, p filterPlace, handle uint32, put func(netlin
 	})
 	if errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("filter: preference %d is taken by a filter of another kind, which would hide packets from ours; "+
-			"put tclb-cni before that plugin or use a kernel with tcx (6.6): %w", filterPref, err)
+			"put tclb-cni before that plugin or use a kernel with tcx (6.6): %w", p.pref(), err)
 	}
 	if err != nil {
 		return fmt.Errorf("put filter: %w", err)
@@ -165,7 +183,7 @@ func putFilter(prog *ebpf.Program, p filterPlace, handle uint32, put func(netlin
 
 func (p filterPlace) parent() uint32 {
 	switch {
-	case p.Foreign != 0:
+	case p.Flags&placeForeign != 0:
 		return netlink.MakeHandle(0xffff, 0)
 	case Direction(p.Direction) == Egress:
 		return netlink.HANDLE_MIN_EGRESS
@@ -190,7 +208,7 @@ func (r filterRecord) find() (p filterPlace, dev netlink.Link, f *netlink.BpfFil
 		return p, nil, nil, fmt.Errorf("list filters: %w", err)
 	}
 	for _, l := range filters {
-		if b, ok := l.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, filterPrefix) {
+		if b, ok := l.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, filterPrefix) && b.Priority == p.pref() {
 			return p, dev, b, nil
 		}
 	}
@@ -203,7 +221,7 @@ func (r filterRecord) inspect() (Link, error) {
 		return Link{}, err
 	}
 	l := Link{Ifindex: p.Ifindex, Kind: KindClsact, Direction: Direction(p.Direction), Alive: f != nil}
-	if p.Foreign != 0 {
+	if p.Flags&placeForeign != 0 {
 		l.Kind = KindIngress
 	}
 	return l, nil

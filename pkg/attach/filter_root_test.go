@@ -152,3 +152,35 @@ func TestRecordWithoutFilterIsDead(t *testing.T) {
 		b.expectRuns(1, map[string]func() uint64{"ours": seen})
 	})
 }
+
+// A device may be an uplink and carry VLANs: each of its two programs sees what the other one lets pass.
+func TestTwoOfOursShareAHook(t *testing.T) {
+	for _, kinds := range [][]string{{KindTCX}, {KindClsact}} {
+		inNamespace(t, func(b *bench) {
+			first, seenFirst := b.program("from_uplink")
+			second, seenSecond := b.program("from_trunk")
+			b.attach(first, Ingress, "up", kinds...)
+			_, err := AttachBehind(second, b.dev.Attrs().Index, Ingress, b.pin("trunk"), kinds...)
+			b.must(err)
+			both := map[string]func() uint64{"from_uplink": seenFirst, "from_trunk": seenSecond}
+			b.expectRuns(2, both)
+			_, err = AttachBehind(second, b.dev.Attrs().Index, Ingress, b.pin("trunk"), kinds...)
+			b.must(err)
+			b.attach(first, Ingress, "up", kinds...)
+			b.expectRuns(1, both)
+			b.must(Detach(b.pin("up"), 0))
+			before := seenFirst()
+			b.expectRuns(1, map[string]func() uint64{"from_trunk": seenSecond})
+			if seenFirst() != before {
+				b.Error("the one that was detached runs")
+			}
+			if l, err := Inspect(b.pin("trunk")); err != nil || !l.Alive {
+				b.Errorf("Inspect = %+v, %v", l, err)
+			}
+			b.must(Detach(b.pin("trunk"), 0))
+			if q := b.qdisc(b.dev); q != "" {
+				b.Errorf("qdisc %s is left", q)
+			}
+		})
+	}
+}

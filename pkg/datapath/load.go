@@ -162,6 +162,10 @@ func mapSizes(s Sizes) map[string]uint32 {
 		bpf.MapsMapVteps:         MaxNodes,
 		bpf.MapsMapSubnets:       subnetEntries,
 		bpf.MapsMapUplinks:       uplinkEntries,
+		bpf.MapsMapVlans:         MaxVLANs,
+		bpf.MapsMapVlanZones:     MaxVLANs,
+		bpf.MapsMapVlanSources:   sourceEntries,
+		bpf.MapsMapNeighbours:    s.MaxBackends,
 		bpf.MapsMapSettings:      1,
 		bpf.MapsMapRejectBuckets: 1,
 		bpf.MapsMapDrops:         uint32(bpf.MapsDropReasonDROP_REASONS),
@@ -179,6 +183,7 @@ const (
 	endpointEntries  = 131072 // three for a container with one address
 	subnetEntries    = 16 * MaxNodes
 	uplinkEntries    = 64
+	sourceEntries    = 4 * MaxVLANs
 )
 
 // create makes all maps and programs aside and renames them into place, so that a crash leaves

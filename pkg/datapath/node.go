@@ -63,6 +63,7 @@ var dropNames = [bpf.MapsDropReasonDROP_REASONS]string{
 	bpf.MapsDropReasonDROP_SECOND_CHANCE: "second-chance",
 	bpf.MapsDropReasonDROP_TUNNEL_NODE:   "tunnel-node",
 	bpf.MapsDropReasonDROP_TUNNEL_CARGO:  "tunnel-cargo",
+	bpf.MapsDropReasonDROP_VLAN:          "vlan",
 }
 
 // The reasons that a proxy refuses flows for by itself, where it carries them.

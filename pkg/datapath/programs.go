@@ -20,6 +20,7 @@ const (
 	FromOverlay   = bpf.FromOverlayProgFromOverlay
 	FromUplink    = bpf.FromUplinkProgFromUplink
 	ToUplink      = bpf.ToUplinkProgToUplink
+	FromTrunk     = bpf.FromTrunkProgFromTrunk
 	ctSweep       = bpf.CtSweepProgCtSweep
 )
 
@@ -31,6 +32,7 @@ var programs = map[string]func() (*ebpf.CollectionSpec, error){
 	FromOverlay:   bpf.LoadFromOverlay,
 	FromUplink:    bpf.LoadFromUplink,
 	ToUplink:      bpf.LoadToUplink,
+	FromTrunk:     bpf.LoadFromTrunk,
 	ctSweep:       bpf.LoadCtSweep,
 }
 

@@ -57,7 +57,7 @@ type Backend struct {
 	Address  netip.Addr
 	Port     uint16
 	Protocol lb.Protocol
-	Zone     uint16 // node id; 0 = reached from here without a tunnel
+	Zone     uint16 // node id, or zone of a VLAN; 0 = reached from here as it is
 	Gen      uint32 // rises whenever the id or the address is given to something else
 	Service  uint32
 	Ifindex  uint32  // host side of the container's veth; 0 = not attached here
@@ -161,6 +161,39 @@ type SubnetKey struct {
 	Prefix netip.Prefix
 }
 
+// VLANZones is the first zone of a VLAN; nodes have those below it.
+const VLANZones = 4096 // VLAN_ZONES of bpf/lib/types.h
+
+// MaxVLANs is how many zones of VLANs there are.
+const MaxVLANs = 4096 // VLANS of bpf/lib/types.h
+
+// VLAN is one that backends are in, by its zone.
+type VLAN struct {
+	Ifindex uint32 // the device that carries it
+	ID      uint16
+	MAC     [6]byte // of the device
+	MTU     uint32
+}
+
+// SourceKey is a prefix in a VLAN in which this node has an address of its own.
+type SourceKey struct {
+	Zone   uint16
+	Prefix netip.Prefix
+}
+
+// NeighbourKey is a backend's address in a VLAN.
+type NeighbourKey struct {
+	Zone    uint16
+	Address netip.Addr
+}
+
+// Neighbour is the host that has it. What it says of itself is written by the datapath.
+type Neighbour struct {
+	MAC     [6]byte // zero = not known
+	Fixed   bool    // configured, and not learned
+	Answers uint32  // how often it said who it is; wraps
+}
+
 // FlowState is the room that a pair is in.
 type FlowState uint8
 
@@ -192,7 +225,7 @@ type Pair struct {
 	VIP         netip.AddrPort // what the client addressed
 	Backend     netip.AddrPort // where its packets go
 	Zone        uint16         // node id that the client's packets come from by tunnel; 0 = from here
-	BackendZone uint16         // node id that they go to by tunnel; 0 = not by tunnel
+	BackendZone uint16         // node id that they go to by tunnel, or zone of their VLAN; 0 = neither
 	State       FlowState
 	Direct      bool // to a backend's own address, not balanced
 	Return      bool // came by tunnel: another node chose

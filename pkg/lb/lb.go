@@ -155,10 +155,21 @@ type Affinity struct {
 
 // VLAN says that a backend is reached with an 802.1Q tag. The zero value means it is not.
 type VLAN struct {
-	Device string
-	ID     uint16
-	MAC    string
+	Device string // that carries it
+	ID     uint16 // of the tag
+	MAC    string // of the backend, or who leads to it; "" = found out
 }
+
+// Name returns "eth1.100", or "" for none.
+func (v VLAN) Name() string {
+	if v.Device == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s.%d", v.Device, v.ID)
+}
+
+// Link returns the VLAN as such, whoever is in it.
+func (v VLAN) Link() VLAN { return VLAN{Device: v.Device, ID: v.ID} }
 
 // Backend is a (node, address) that serves a service.
 type Backend struct {
@@ -172,6 +183,14 @@ type Backend struct {
 	// Endpoint is the ID of the container attachment behind Address on this node
 	// (registry.Endpoint.ID); empty for backends that are no attached container.
 	Endpoint string
+}
+
+// Place is where Address is unique: a node's name, a VLAN's, or "" for what is reached as it is.
+func (b *Backend) Place() string {
+	if b.Node != "" {
+		return b.Node
+	}
+	return b.VLAN.Name()
 }
 
 // HealthCheck says how a service's backends are probed. Type "none" switches probing off.

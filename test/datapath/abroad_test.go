@@ -21,6 +21,8 @@ type abroad struct {
 	tunnel   container // stands for the VXLAN device; its MAC is that of node 1's
 	uplink   container // its MAC is that of the neighbour outside
 	mac      net.HardwareAddr
+	trunk    container        // its MAC is that of the neighbour in a VLAN
+	trunkMAC net.HardwareAddr // of the device
 	settings datapath.TunnelSettings
 	sources  map[string]*ebpf.Program
 }
@@ -55,6 +57,7 @@ func (w *world) goAbroad() {
 	w.check(err)
 	w.abroad.mac = link.Attrs().HardwareAddr
 	w.check(w.d.PutUplink(w.abroad.uplink.ifindex, [6]byte(w.abroad.mac)))
+	w.addTrunk()
 	w.abroad.settings = datapath.TunnelSettings{
 		Ifindex: w.abroad.tunnel.ifindex, VNI: vni, VTEP: [2]netip.Addr{vtep(0, 100), vtep(1, 100)},
 		SNAT: snats, SNATMin: 61000, SNATMax: 65535,
@@ -114,6 +117,9 @@ func (w *world) program(name string) *ebpf.Program {
 	w.t.Helper()
 	var network uint32
 	var from string
+	if p := w.behindTag(name); p != nil {
+		return p
+	}
 	if n, _ := fmt.Sscanf(name, datapath.FromOverlay+" %d %s", &network, &from); n != 2 {
 		return w.d.Program(name)
 	}
@@ -175,8 +181,8 @@ func (w *world) decapsulator(v6 bool, network uint32, source []byte) *ebpf.Progr
 func (w *world) meets(at exit) (leg, bool) {
 	on := container{ifindex: at.ifindex}
 	switch {
-	case at.ifindex == w.host.ifindex || at.ifindex == w.abroad.tunnel.ifindex:
-		return leg{}, false // tclb0 has no program at its ingress, the tunnel none at its egress
+	case at.ifindex == w.host.ifindex || at.ifindex == w.abroad.tunnel.ifindex || at.ifindex == w.abroad.trunk.ifindex:
+		return leg{}, false // tclb0 has no program at its ingress, tunnel and trunk none at their egress
 	case at.ifindex == w.abroad.uplink.ifindex && at.into:
 		return leg{datapath.ToUplink, on}, true
 	case at.ifindex == w.abroad.uplink.ifindex:
@@ -230,6 +236,26 @@ var roadsAbroad = []road{
 		w.service(serviceID, vips, []container{outside()})
 		return w.talk(netip.AddrPortFrom(beyond[family], port), netip.AddrPortFrom(vips[family], servicePort), proto,
 			w.fromOutside(), func(packet.Spec) leg { return leg{datapath.ToUplink, w.abroad.uplink} }, dress)
+	}},
+	{"container to a VLAN", func(w *world, family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {
+		w.tagged(100, elsewhere(1), false)
+		return w.talk(netip.AddrPortFrom(w.client.addr[family], port), netip.AddrPortFrom(vips[family], servicePort), proto,
+			leg{datapath.FromContainer, w.client}, func(packet.Spec) leg { return w.fromVLAN(100) }, dress)
+	}},
+	{"container to a VLAN under this node's address", func(w *world, family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {
+		w.tagged(100, elsewhere(1), true)
+		return w.talk(netip.AddrPortFrom(w.client.addr[family], port), netip.AddrPortFrom(vips[family], servicePort), proto,
+			leg{datapath.FromContainer, w.client}, func(packet.Spec) leg { return w.fromVLAN(100) }, dress)
+	}},
+	{"host to a VLAN", func(w *world, family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {
+		w.tagged(100, elsewhere(1), false)
+		return w.talk(netip.AddrPortFrom(outside().addr[family], port), netip.AddrPortFrom(vips[family], servicePort), proto,
+			leg{datapath.FromHost, w.host}, func(packet.Spec) leg { return w.fromVLAN(100) }, dress)
+	}},
+	{"outside to a VLAN", func(w *world, family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {
+		w.tagged(100, elsewhere(1), true)
+		return w.talk(netip.AddrPortFrom(beyond[family], port), netip.AddrPortFrom(vips[family], servicePort), proto,
+			w.fromOutside(), func(packet.Spec) leg { return w.fromVLAN(100) }, dress)
 	}},
 }
 

@@ -55,7 +55,7 @@ func (w *world) tap() *tap {
 			k.devices[uint32(link.Attrs().ParentIndex)] = uint32(link.Attrs().Index)
 		}
 	}
-	for _, c := range append([]container{w.client, w.host, w.abroad.uplink, w.abroad.tunnel}, w.containers...) {
+	for _, c := range append([]container{w.client, w.host, w.abroad.uplink, w.abroad.tunnel, w.abroad.trunk}, w.containers...) {
 		if c.ifindex == 0 {
 			continue // nothing of this world's is abroad
 		}
@@ -156,6 +156,8 @@ func (p passage) exit(w *world) exit {
 		return exit{w.abroad.tunnel.ifindex, true}
 	case w.abroad.uplink.mac.String():
 		return exit{w.abroad.uplink.ifindex, true}
+	case w.abroad.trunk.mac.String():
+		return exit{w.abroad.trunk.ifindex, true}
 	}
 	return exit{w.containerOf(to).ifindex, true}
 }

@@ -35,9 +35,7 @@ type talk struct {
 func (w *world) carry(l leg, s packet.Spec) passage {
 	w.t.Helper()
 	s.SrcMAC = l.on.mac
-	if l.program == datapath.FromUplink {
-		s.DstMAC = w.abroad.mac
-	}
+	w.toDevice(&s, l.program)
 	sent, err := s.Build()
 	w.check(err)
 	verdict, seen := w.run(l.program, l.on.ifindex, sent)
@@ -139,7 +137,7 @@ var roadsHere = []road{
 }
 
 // programRoads are roads that pass each of the programs in each direction.
-var programRoads = []road{roads[0], roads[4], roads[5], roadsAbroad[0], roadsAbroad[3], roadsAbroad[5], roadsAbroad[7]}
+var programRoads = []road{roads[0], roads[4], roads[5], roadsAbroad[0], roadsAbroad[3], roadsAbroad[5], roadsAbroad[7], roadsAbroad[8]}
 
 // talkTo is the talk of the world's client with an attached backend.
 func (w *world) talkTo(family int, proto lb.Protocol, port uint16, dress func(*packet.Spec)) talk {

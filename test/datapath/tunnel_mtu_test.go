@@ -19,9 +19,7 @@ func (w *world) sized(l leg, s packet.Spec, size int, df bool) []byte {
 		head -= 12
 	}
 	s.Payload, s.SrcMAC = bytes.Repeat([]byte{0x5a}, size-head), l.on.mac
-	if l.program == datapath.FromUplink {
-		s.DstMAC = w.abroad.mac
-	}
+	w.toDevice(&s, l.program)
 	frame, err := s.Build()
 	w.check(err)
 	if !df && s.Src.Addr().Is4() { // Build sets it

@@ -56,7 +56,7 @@ func TestTaggedFramesOnTheWireAreUntouched(t *testing.T) {
 			w.check(err)
 			w.transmit(inner.Attrs().Index, frame)
 		}
-		tags := w.attach(inner, w.tagger(), ebpf.AttachTCXEgress)
+		tags := w.attach(inner, w.tagger(5), ebpf.AttachTCXEgress)
 		send(40000)
 		w.check(tags.Close())
 		send(40001) // frames of one sender do not overtake each other
@@ -72,13 +72,13 @@ func TestTaggedFramesOnTheWireAreUntouched(t *testing.T) {
 }
 
 // tagger returns a program that gives each frame a tag as a device does, beside it.
-func (w *world) tagger() *ebpf.Program {
+func (w *world) tagger(tag int32) *ebpf.Program {
 	w.t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "tagger", Type: ebpf.SchedCLS, License: "GPL",
 		Instructions: asm.Instructions{
 			asm.Mov.Imm(asm.R2, 0x0081), // 802.1Q in network order
-			asm.Mov.Imm(asm.R3, 5),
+			asm.Mov.Imm(asm.R3, tag),
 			asm.FnSkbVlanPush.Call(),
 			asm.Mov.Imm(asm.R0, -1),
 			asm.Return(),

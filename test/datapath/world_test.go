@@ -349,8 +349,8 @@ func (w *world) send(program string, on container, s packet.Spec) (uint32, packe
 	if s.SrcMAC == nil {
 		s.SrcMAC = on.mac
 	}
-	if program == datapath.FromUplink && s.DstMAC == nil {
-		s.DstMAC = w.abroad.mac
+	if s.DstMAC == nil {
+		w.toDevice(&s, program)
 	}
 	frame, err := s.Build()
 	w.check(err)

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -66,7 +67,13 @@ func (p pairOfNodes) withBulk(t *testing.T, n int) {
 // bothWays sends n bytes through the tunnel and back.
 func (p pairOfNodes) bothWays(t *testing.T, family, n int) {
 	t.Helper()
-	c := p.client.mustDial(t, "tcp", front(vip(20), family), 0)
+	p.client.bothWays(t, front(vip(20), family), n)
+}
+
+// bothWays sends n bytes to a bulk server and takes as many.
+func (p *place) bothWays(t *testing.T, to netip.AddrPort, n int) {
+	t.Helper()
+	c := p.mustDial(t, "tcp", to, 0)
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)

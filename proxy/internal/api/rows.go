@@ -77,16 +77,36 @@ func (s *Server) backendRows(service string) []Backend {
 		stat := s.datapath.BackendStat(b.ID)
 		out = append(out, Backend{
 			id: b.ID, Service: b.Service, Address: b.Address, Port: b.Port, Protocol: b.Protocol.String(),
-			Node: b.Node, Weight: b.Weight, State: b.State.String(), Local: b.Local,
+			Node: b.Node, VLAN: vlanOf(b.VLAN), Weight: b.Weight, State: b.State.String(), Local: b.Local,
 			ActiveConnections: stat.Active, TotalConnections: stat.Total,
 			Latency: latencyOf(stat), Since: b.Since.UTC().Truncate(time.Second),
 		})
 	}
 	slices.SortFunc(out, func(a, b Backend) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port),
-			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Node, b.Node))
+			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Node, b.Node), compareVLANs(a.VLAN, b.VLAN))
 	})
 	return out
+}
+
+func vlanOf(v lb.VLAN) *VLAN {
+	if v.Device == "" {
+		return nil
+	}
+	return &VLAN{Device: v.Device, ID: v.ID, MAC: v.MAC}
+}
+
+// compareVLANs puts what has none first.
+func compareVLANs(a, b *VLAN) int {
+	switch {
+	case a == nil && b == nil:
+		return 0
+	case a == nil:
+		return -1
+	case b == nil:
+		return 1
+	}
+	return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.ID, b.ID))
 }
 
 // latencyOf returns how long a backend takes to answer a SYN and then the first request, in seconds.
@@ -195,7 +215,7 @@ func (n *flowNames) timeout(p datapath.Pair) time.Duration {
 }
 
 // addressesOf returns the addresses of a service's backends that the user's word for one means:
-// an address, node/address, or a container's id or name.
+// an address, node/address, vlan/address, or a container's id or name.
 func (s *Server) addressesOf(service, word string) []netip.Addr {
 	node, address, hasNode := strings.Cut(word, "/")
 	if !hasNode {
@@ -205,7 +225,7 @@ func (s *Server) addressesOf(service, word string) []netip.Addr {
 	containers := s.endpointsCalled(word)
 	out := []netip.Addr{}
 	for _, b := range s.view.Backends(service) {
-		byAddress := parseErr == nil && b.Address == wanted.Unmap() && (!hasNode || b.Node == node)
+		byAddress := parseErr == nil && b.Address == wanted.Unmap() && (!hasNode || b.Place() == node)
 		if byAddress || b.Endpoint != "" && containers[b.Endpoint] {
 			out = append(out, b.Address)
 		}

@@ -31,7 +31,8 @@ type Backend struct {
 	Address           netip.Addr `json:"address"`
 	Port              uint16     `json:"port"` // where the backend listens
 	Protocol          string     `json:"protocol"`
-	Node              string     `json:"node"` // "" for a backend that no node owns
+	Node              string     `json:"node"`           // "" for a backend that no node owns
+	VLAN              *VLAN      `json:"vlan,omitempty"` // that it is reached by; not there for one without
 	Weight            int        `json:"weight"`
 	State             string     `json:"state"` // active | draining | unhealthy | maintenance
 	ActiveConnections uint64     `json:"activeConnections"`
@@ -47,6 +48,13 @@ type Backend struct {
 	Since time.Time `json:"since"`
 
 	id uint32 // in the maps
+}
+
+// VLAN is the tag that a backend is reached with.
+type VLAN struct {
+	Device string `json:"device"`
+	ID     uint16 `json:"id"`
+	MAC    string `json:"mac,omitempty"` // as configured
 }
 
 // Endpoint is one attached container interface of this node.
@@ -160,11 +168,11 @@ type ReconcileError struct {
 	Since   time.Time `json:"since"`
 }
 
-// Unhealthy is a backend that fails its health checks, or is ejected for what its clients met.
+// Unhealthy is a backend that fails its health checks, is ejected for what its clients met, or is not found in its VLAN.
 type Unhealthy struct {
 	Service string     `json:"service"`
 	Address netip.Addr `json:"address"`
-	Node    string     `json:"node"`
+	Node    string     `json:"node"` // or VLAN, as eth1.100
 	Ejected bool       `json:"ejected"`
 	Reason  string     `json:"reason"` // what the last failed probe met, or "ejected: " and what clients met
 	Since   time.Time  `json:"since"`

@@ -15,6 +15,7 @@ var states = choice([]option[lb.State]{{"active", lb.Active}, {"draining", lb.Dr
 // backends by it.
 type backendKey struct {
 	node    string
+	vlan    lb.VLAN // without MAC
 	address netip.Addr
 }
 
@@ -56,7 +57,14 @@ func (d *Definition) addBackend(at, node cursor, b lb.Backend, seen firsts[backe
 	if b.Node != "" {
 		what += " of node " + b.Node
 	}
-	if !seen.add(at, backendKey{b.Node, b.Address}, what) {
+	if vlan := b.VLAN.Name(); vlan != "" {
+		what += " in VLAN " + vlan
+	}
+	if !seen.add(at, backendKey{b.Node, b.VLAN.Link(), b.Address}, what) {
+		return
+	}
+	if b.Node != "" && b.VLAN.Device != "" {
+		node.fail("backend %s has a node and a vlan: leave out node, every node reaches it by a device of its own", b.Address)
 		return
 	}
 	if b.Node == "" && slices.Contains(d.Service.VIPs, b.Address) {

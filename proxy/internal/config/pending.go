@@ -30,8 +30,9 @@ func PendingIn(s *lb.Service) []string {
 	}
 	add(s.DSR, "dsr is not in this release")
 	add(s.Accelerate, "accelerate is not in this release")
+	probed := s.HealthCheck.Type == "tcp" || s.HealthCheck.Type == "http"
 	for _, b := range s.Backends {
-		add(b.VLAN.Device != "", "backend %s: vlan is not in this release: it is reached by routing, without a tag", b.Address)
+		add(probed && b.VLAN.Device != "", "backend %s: healthCheck does not reach into VLAN %s: what counts is whether its neighbour there answers", b.Address, b.VLAN.Name())
 	}
 	return out
 }

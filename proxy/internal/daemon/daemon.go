@@ -115,6 +115,7 @@ type proxy struct {
 	ejections *ejections        // of those who fail their clients
 	peers     *peers            // other nodes
 	uplinks   *uplinks          // where clients outside are
+	trunks    *trunks           // what carries VLANs
 	hostKick  chan struct{}     // the host path may be out of date
 	peersKick chan struct{}     // the way to other nodes may be
 	saveKick  chan struct{}     // tables are to be saved
@@ -193,6 +194,8 @@ func programOf(pin string) string {
 		return datapath.FromUplink
 	case strings.HasSuffix(pin, uplinkOut):
 		return datapath.ToUplink
+	case strings.HasSuffix(pin, trunkIn):
+		return datapath.FromTrunk
 	case strings.HasSuffix(pin, "-in"):
 		return datapath.FromContainer
 	case strings.HasSuffix(pin, "-out"):
@@ -244,8 +247,8 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	})
 	p.ejections = newEjections(p.store, outlier.New(countsOf(p.datapath), p.Log), p.reconcile.Service)
 	p.node.Store(&view.Node{Name: cfg.Node.Name, Reachable: true})
-	p.peers, p.uplinks = newPeers(p.datapath), newUplinks(p.datapath)
-	if err := p.findPeers(cfg); err != nil {
+	p.peers, p.uplinks, p.trunks = newPeers(p.datapath), newUplinks(p.datapath), newTrunks(p.datapath)
+	if err := errors.Join(p.findPeers(cfg), p.findVLANs()); err != nil {
 		return err
 	}
 	p.learner = runtimes.NewLearner(runtimes.Options{
@@ -289,6 +292,7 @@ func (p *proxy) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return p.followHost(ctx) })
 	g.Go(func() error { return p.followPeers(ctx) })
+	g.Go(func() error { return p.followTrunks(ctx) })
 	g.Go(func() error { return p.reaper.Run(ctx) })
 	g.Go(func() error { return p.endpoints.Run(ctx) })
 	g.Go(func() error { return p.learner.Run(ctx) })

@@ -85,7 +85,7 @@ func watched(svc *state.Service, in reconcile.Service) (out []outlier.Target, co
 			continue
 		}
 		t := outlier.Target{
-			Backend: outlier.Backend{Node: b.Node, Address: b.Address, Endpoint: b.Endpoint}, Able: b.Able(),
+			Backend: outlier.Backend{Node: b.Place(), Address: b.Address, Endpoint: b.Endpoint}, Able: b.Able(),
 			Ports: make([]outlier.Port, 0, len(svc.Spec.Ports)),
 		}
 		for _, p := range svc.Spec.Ports {

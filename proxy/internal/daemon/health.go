@@ -109,14 +109,14 @@ func probed(svc *state.Service) bool {
 	return svc.Spec.HealthCheck.Type == "tcp" || svc.Spec.HealthCheck.Type == "http"
 }
 
-// targets returns the backends of a service that are probed: all that can be reached from here and may
-// serve, be it as a last resort.
+// targets returns the backends of a service that are probed: all that can be reached by sockets from here and may
+// serve, be it as a last resort. Of who is in a VLAN the neighbour's answer says whether it is there.
 func (h *checks) targets(svc *state.Service) []health.Target {
 	out := make([]health.Target, 0, len(svc.Backends))
 	for i := range svc.Backends {
 		b := &svc.Backends[i]
 		port := checkPort(&svc.Spec, b)
-		if b.Remote || b.Weight == 0 || port == 0 {
+		if b.Remote || b.Tagged() || b.Weight == 0 || port == 0 {
 			continue
 		}
 		was := h.known[b.HealthRef(svc.Spec.Name)]

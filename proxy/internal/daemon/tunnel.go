@@ -33,7 +33,8 @@ func (p *proxy) syncTunnel(cfg *config.Config) (datapath.TunnelSettings, error) 
 	wanted := len(n.listed) > 0
 	n.mu.Unlock()
 	if !wanted {
-		return datapath.TunnelSettings{}, p.clearTunnel()
+		t, err := withPorts(datapath.TunnelSettings{}) // for VLANs
+		return t, errors.Join(err, p.clearTunnel())
 	}
 	n.cleared = false
 	if !address.IsValid() {
@@ -76,6 +77,11 @@ func tunnelSettings(cfg *config.Config, ifindex uint32, own [2]netip.Addr) (data
 			t.SNAT[family] = a
 		}
 	}
+	return withPorts(t)
+}
+
+// withPorts adds the source ports of flows that go under an address of this node.
+func withPorts(t datapath.TunnelSettings) (datapath.TunnelSettings, error) {
 	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
 		return t, fmt.Errorf("read which ports are the host's own: %w", err)

@@ -44,10 +44,13 @@ func newUplinks(m uplinkMaps) *uplinks {
 	return &uplinks{maps: m, attached: make(map[string]uint32), announcer: announce.New()}
 }
 
-// uplinkPin returns the beginning of the names of a device's pins. bpffs does not take dots.
-func uplinkPin(device string) string {
+// uplinkPin returns the beginning of the names of an uplink's pins.
+func uplinkPin(device string) string { return devicePin(uplinkPrefix, device) }
+
+// devicePin returns a name for a device's pins. bpffs does not take dots.
+func devicePin(prefix, device string) string {
 	var out strings.Builder
-	out.WriteString(uplinkPrefix)
+	out.WriteString(prefix)
 	for _, c := range []byte(device) {
 		if c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '-' || c == '_' {
 			out.WriteByte(c)

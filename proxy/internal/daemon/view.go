@@ -85,7 +85,7 @@ func backdate(rows []view.Backend, reports []view.Unhealthy) {
 	}
 	for i := range rows {
 		b := &rows[i]
-		if at, ok := since[key{b.Service, b.Node, b.Address}]; ok && b.State == lb.Unhealthy {
+		if at, ok := since[key{b.Service, b.Place(), b.Address}]; ok && b.State == lb.Unhealthy {
 			b.Since = at
 		}
 	}
@@ -104,7 +104,7 @@ func rows(svc *state.Service, in reconcile.Service) []view.Backend {
 			}
 			row := view.Backend{
 				Service: svc.Spec.Name, Address: b.Address, Port: t.Port, Protocol: t.Protocol, Node: b.Node,
-				Weight: b.Weight, State: b.State, Local: b.Local(), Endpoint: b.Endpoint,
+				VLAN: b.VLAN, Weight: b.Weight, State: b.State, Local: b.Local(), Endpoint: b.Endpoint,
 				Since: b.Since, Lost: b.Lost,
 			}
 			if b.Placed() {
@@ -182,7 +182,8 @@ func (p *proxy) Status() view.Status {
 	return out
 }
 
-// unhealthy returns who fails its health checks and who is ejected, by service, address and node.
+// unhealthy returns who fails its health checks, who is ejected, and whom nobody reaches in its VLAN, by service,
+// address and node.
 func (p *proxy) unhealthy() []view.Unhealthy {
 	var out []view.Unhealthy
 	for _, r := range p.checks.checker.Unhealthy() {
@@ -197,9 +198,28 @@ func (p *proxy) unhealthy() []view.Unhealthy {
 			})
 		}
 	}
+	out = append(out, away(p.store.Snapshot())...)
 	slices.SortStableFunc(out, func(a, b view.Unhealthy) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), a.Address.Compare(b.Address), cmp.Compare(a.Node, b.Node))
 	})
+	return out
+}
+
+// away returns the backends in VLANs that cannot be reached.
+func away(s *state.Snapshot) []view.Unhealthy {
+	if s == nil {
+		return nil
+	}
+	var out []view.Unhealthy
+	for _, svc := range s.Services {
+		for i := range svc.Backends {
+			if b := &svc.Backends[i]; b.Away != "" {
+				out = append(out, view.Unhealthy{
+					Service: svc.Spec.Name, Address: b.Address, Node: b.Place(), Reason: b.Away, Since: b.Since,
+				})
+			}
+		}
+	}
 	return out
 }
 

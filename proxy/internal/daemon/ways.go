@@ -40,6 +40,9 @@ func (p *proxy) wayProblems() []string {
 		}
 	}
 	n.mu.Unlock()
+	p.trunks.mu.Lock()
+	out = append(out, p.trunks.problems...)
+	p.trunks.mu.Unlock()
 	if s := p.store.Snapshot(); s != nil {
 		out = append(out, nowhere(s)...)
 	}
@@ -53,7 +56,7 @@ func nowhere(s *state.Snapshot) []string {
 		said := make(map[string]bool)
 		for i := range svc.Backends {
 			b := &svc.Backends[i]
-			if b.Placed() || said[b.Node] {
+			if b.Placed() || b.Tagged() || said[b.Node] {
 				continue
 			}
 			said[b.Node] = true

@@ -38,10 +38,10 @@ func (s *Store) override(service, backend string, change func(*Override)) error 
 	}
 	before := maps.Clone(s.overrides.by)
 	for _, b := range found {
-		k := overrideKey{service, b.Node, b.Address}
+		k := overrideKey{service, b.Place(), b.Address}
 		o, ok := s.overrides.by[k]
 		if !ok || o.Endpoint != b.member() {
-			o = Override{Service: service, Node: b.Node, Address: b.Address, Endpoint: b.member()}
+			o = Override{Service: service, Node: b.Place(), Address: b.Address, Endpoint: b.member()}
 		}
 		change(&o)
 		if s.shared {
@@ -60,7 +60,7 @@ func (s *Store) override(service, backend string, change func(*Override)) error 
 	return nil
 }
 
-// Find returns the backends of a service that a user means by an address, node/address, or a
+// Find returns the backends of a service that a user means by an address, node/address, VLAN/address (eth1.100/192.0.2.7), or a
 // container's id or name. A container with an address of each family is two.
 func (s *Snapshot) Find(service, backend string) ([]Backend, error) {
 	svc := s.Service(service)
@@ -75,7 +75,7 @@ func (s *Snapshot) Find(service, backend string) ([]Backend, error) {
 	address = address.Unmap()
 	var found []Backend
 	for _, b := range svc.Backends {
-		if err == nil && b.Address == address && (!hasNode || b.Node == node) || b.Endpoint != "" && s.isContainer(b.Endpoint, backend) {
+		if err == nil && b.Address == address && (!hasNode || b.Place() == node) || b.Endpoint != "" && s.isContainer(b.Endpoint, backend) {
 			found = append(found, b)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 // container at the same address is another one.
 type HealthRef struct {
 	Service  string
-	Node     string
+	Node     string // or VLAN: lb.Backend.Place
 	Address  netip.Addr
 	Endpoint string
 }
@@ -64,13 +64,13 @@ func (s *Store) SetEjections(ejections map[HealthRef]Ejection) {
 	s.publish(touched)
 }
 
-// judge puts what health checks and clients say, and whether its node can be reached, beside what was asked
+// judge puts what health checks and clients say, and whether there is a way to it, beside what was asked
 // for and what is known of it already. s.mu is held.
 func (s *Store) judge(service string, b *Backend) {
 	if b.Remote {
 		s.judgeRemote(service, b)
 	}
-	away := b.Zone != 0 && !s.nodes[b.Node].Reachable
+	away := b.Away != "" || b.Remote && b.Zone != 0 && !s.nodes[b.Node].Reachable
 	if len(s.unhealthy)+len(s.ejections) == 0 && !away {
 		return
 	}
@@ -88,7 +88,7 @@ func (s *Store) judge(service string, b *Backend) {
 
 // HealthRef returns the backend's name for SetUnhealthy and SetEjections.
 func (b *Backend) HealthRef(service string) HealthRef {
-	return HealthRef{Service: service, Node: b.Node, Address: b.Address, Endpoint: b.Endpoint}
+	return HealthRef{Service: service, Node: b.Place(), Address: b.Address, Endpoint: b.Endpoint}
 }
 
 // HealthToTell returns the backends on a node that are not as they should be, for the other nodes.

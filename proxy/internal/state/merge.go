@@ -29,6 +29,7 @@ func (s *Store) merge(before *Snapshot, touched map[string]bool) *Snapshot {
 		Peers:     s.peersNow(),
 		Nodes:     s.nodes,
 		Outside:   s.outside,
+		VLANs:     s.vlans,
 	}
 	slices.SortFunc(next.Endpoints, func(a, b registry.Endpoint) int {
 		return cmp.Or(compareText(a.ContainerID, b.ContainerID), compareText(a.Ifname, b.Ifname))
@@ -47,7 +48,7 @@ func (s *Store) mergeSome(before *Snapshot, touched map[string]bool) *Snapshot {
 	m := s.newMerger()
 	next := *before
 	next.Services, next.Peers = slices.Clone(before.Services), s.peersNow()
-	next.Nodes, next.Outside = s.nodes, s.outside
+	next.Nodes, next.Outside, next.VLANs = s.nodes, s.outside, s.vlans
 	for i, prev := range before.Services {
 		if touched[prev.Spec.Name] {
 			next.Services[i] = s.mergeService(m, &s.services[i], prev)
@@ -195,6 +196,8 @@ func (m *merger) backends(spec *lb.Service, s *Store) []Backend {
 		b := &m.scratch[i]
 		if b.Remote {
 			b.Zone = s.nodes[b.Node].ID
+		} else if b.Tagged() {
+			b.Zone, b.Away = s.vlans.wayTo(&b.Backend)
 		}
 		s.overrides.apply(spec.Name, b)
 		if b.Weight == 0 {
@@ -208,7 +211,8 @@ func (m *merger) backends(spec *lb.Service, s *Store) []Backend {
 }
 
 func compareBackends(a, b *Backend) int {
-	return cmp.Or(a.Address.Compare(b.Address), compareText(a.Node, b.Node))
+	return cmp.Or(a.Address.Compare(b.Address), compareText(a.Node, b.Node),
+		compareText(a.VLAN.Device, b.VLAN.Device), cmp.Compare(a.VLAN.ID, b.VLAN.ID))
 }
 
 // listed is a backend of the file. If it is a container attached here, packets go straight there.
@@ -217,6 +221,9 @@ func (m *merger) listed(b lb.Backend) Backend {
 	if b.Node != "" && b.Node != m.node {
 		out.Remote = true
 		return out
+	}
+	if out.Tagged() {
+		return out // an address of its own world
 	}
 	if e := m.byAddress[b.Address]; e != nil {
 		out.attach(e)
@@ -269,7 +276,7 @@ func (m *merger) addressesIn(fam families, e *registry.Endpoint) []netip.Addr {
 
 // here says whether an address of this node is in the list already.
 func (m *merger) here(a netip.Addr) bool {
-	return slices.ContainsFunc(m.scratch, func(b Backend) bool { return b.Address == a && !b.Remote })
+	return slices.ContainsFunc(m.scratch, func(b Backend) bool { return b.Address == a && !b.Remote && !b.Tagged() })
 }
 
 func (m *merger) member(a netip.Addr, e *registry.Endpoint) Backend {

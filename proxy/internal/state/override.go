@@ -34,7 +34,7 @@ type overrideKey struct {
 // others can know; one that Ended is kept for as long.
 type Override struct {
 	Service  string     `json:"service"`
-	Node     string     `json:"node,omitempty"`
+	Node     string     `json:"node,omitempty"` // or VLAN: lb.Backend.Place
 	Address  netip.Addr `json:"address"`
 	Endpoint string     `json:"endpoint,omitempty"`
 	Drain    bool       `json:"drain,omitempty"`
@@ -107,7 +107,7 @@ func (o *overrides) apply(service string, b *Backend) {
 	if len(o.by) == 0 {
 		return
 	}
-	v, ok := o.by[overrideKey{service, b.Node, b.Address}]
+	v, ok := o.by[overrideKey{service, b.Place(), b.Address}]
 	if !ok || v.Endpoint != b.member() {
 		return
 	}
@@ -154,6 +154,6 @@ func (s *Store) dropEnded(next *Snapshot) {
 func (s *Snapshot) holds(o Override) bool {
 	svc := s.Service(o.Service)
 	return svc != nil && slices.ContainsFunc(svc.Backends, func(b Backend) bool {
-		return b.Address == o.Address && b.Node == o.Node && b.member() == o.Endpoint
+		return b.Address == o.Address && b.Place() == o.Node && b.member() == o.Endpoint
 	})
 }

@@ -30,6 +30,8 @@ type Snapshot struct {
 	Peers map[string]*Peer
 	// Joined names the services that an endpoint is a member of, by endpoint id, sorted.
 	Joined map[string][]string
+	// VLANs are the ways into VLANs. Never changed, nor nil.
+	VLANs *VLANs
 	// Nodes are the other nodes, by name. Never changed: a change makes another map.
 	Nodes map[string]Node
 	// Outside is what clients beyond the uplinks are told. Never changed, nor nil.
@@ -60,7 +62,7 @@ type Definition struct {
 type Service struct {
 	Spec     lb.Service // as defined; its own Backends are those of the file
 	File     string
-	Backends []Backend // by address, then node
+	Backends []Backend // by address, then node and VLAN
 }
 
 // Backend is one that serves a service, with the weight and state that are in force.
@@ -74,15 +76,17 @@ type Backend struct {
 	Owner   uint32 // registry.Owner of it
 	// Member says that the container joined by itself: it is in no file.
 	Member bool
-	// Remote says that it is on another node, and Zone is that node's id; 0 = nobody knows the node, so
-	// that there is no way to it.
+	// Remote says that it is on another node. Zone is that node's id, or that of its VLAN; 0 where it needs one
+	// says that nobody knows a way to it.
 	Remote bool
 	Zone   uint16
+	// Away says why one in a VLAN cannot be reached; "" = it can.
+	Away string
 	// Lost says that its node's lease has ended, and that it stays as one of the service's last.
 	Lost bool
 	// Drained and Weighted say that a command set the state or the weight.
 	Drained, Weighted bool
-	// Failed says that it fails its health checks, is ejected, or its node cannot be reached. State is Unhealthy then, unless it is
+	// Failed says that it fails its health checks, is ejected, or it or its node cannot be reached. State is Unhealthy then, unless it is
 	// Draining or in Maintenance, which somebody asked for.
 	Failed bool
 	// Ejected says that it is Failed for no other reason than what its clients met.
@@ -95,10 +99,10 @@ type Backend struct {
 
 // Key names the backend in tables, the same on every node that sees it under this name.
 func (b *Backend) Key() string {
-	if b.Node == "" {
-		return b.Address.String()
+	if place := b.Place(); place != "" {
+		return place + "/" + b.Address.String()
 	}
-	return b.Node + "/" + b.Address.String()
+	return b.Address.String()
 }
 
 // member is the endpoint that the backend stands and falls with, or "" if a file lists it.
@@ -113,7 +117,10 @@ func (b *Backend) member() string {
 func (b *Backend) Local() bool { return b.Ifindex != 0 }
 
 // Placed says whether there is a way to it.
-func (b *Backend) Placed() bool { return !b.Remote || b.Zone != 0 }
+func (b *Backend) Placed() bool { return b.Zone != 0 || !b.Remote && !b.Tagged() }
+
+// Tagged says whether it is in a VLAN.
+func (b *Backend) Tagged() bool { return b.VLAN.Device != "" }
 
 // Serves says whether it may take new flows.
 func (b *Backend) Serves() bool { return b.State == lb.Active && b.Weight > 0 && b.Placed() }

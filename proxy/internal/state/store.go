@@ -32,6 +32,7 @@ type Store struct {
 	ejections    map[HealthRef]Ejection
 	nodes        map[string]Node
 	outside      *Outside
+	vlans        *VLANs
 
 	shared  bool // with etcd
 	cluster *Cluster
@@ -52,6 +53,7 @@ func New(node, stateDir string, timeouts lb.Timeouts, log *slog.Logger) *Store {
 		changed:  make(chan struct{}, 1),
 		out:      make(map[overrideKey]struct{}),
 		outside:  &Outside{},
+		vlans:    &VLANs{},
 	}
 	if err := s.overrides.load(stateDir); err != nil {
 		log.Error("drains and weights set by command are lost", "err", err)
@@ -119,7 +121,7 @@ func (s *Store) publish(touched map[string]bool) {
 
 // same says whether two snapshots mean the same.
 func same(a, b *Snapshot) bool {
-	return a.Timeouts == b.Timeouts && a.Outside == b.Outside && maps.Equal(a.Nodes, b.Nodes) && slices.Equal(a.Services, b.Services) &&
+	return a.Timeouts == b.Timeouts && a.Outside == b.Outside && a.VLANs == b.VLANs && maps.Equal(a.Nodes, b.Nodes) && slices.Equal(a.Services, b.Services) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, sameEndpoint)
 }
 

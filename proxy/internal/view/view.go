@@ -77,7 +77,7 @@ type View interface {
 	Apply(ctx context.Context, name string, data []byte) ([]string, error)
 	// Delete removes a service that Apply wrote: ErrNoService, ErrForeign, ErrAway.
 	Delete(ctx context.Context, service string) error
-	// SetDrain drains or undrains a backend by command. The backend is an address, node/address,
+	// SetDrain drains or undrains a backend by command. The backend is an address, node/address, vlan/address,
 	// or a container's id or name: ErrNoService, ErrNoBackend.
 	SetDrain(ctx context.Context, service, backend string, drain bool) error
 	// SetWeight sets a backend's weight by command; nil gives it back to the file.
@@ -148,11 +148,11 @@ type Ejections struct {
 	Ejected             int    // now
 }
 
-// Unhealthy is a backend that fails its health checks, or is ejected.
+// Unhealthy is a backend that fails its health checks, is ejected, or is not found in its VLAN.
 type Unhealthy struct {
 	Service string
 	Address netip.Addr
-	Node    string
+	Node    string // or VLAN, as eth1.100
 	Ejected bool
 	Reason  string // what the last failed probe met, or "ejected: " and what clients met
 	Since   time.Time
@@ -166,6 +166,7 @@ type Backend struct {
 	Port     uint16 // target port
 	Protocol lb.Protocol
 	Node     string // empty for backends that no node owns
+	VLAN     lb.VLAN
 	Weight   int
 	State    lb.State
 	Local    bool      // a container attached on this node
@@ -173,6 +174,9 @@ type Backend struct {
 	Since    time.Time // when it got its state, as far as this process knows
 	Lost     bool      // its node's lease has ended; it stays as one of the service's last
 }
+
+// Place is lb.Backend.Place.
+func (b *Backend) Place() string { return (&lb.Backend{Node: b.Node, VLAN: b.VLAN}).Place() }
 
 // Endpoint is a container attached here.
 type Endpoint struct {
