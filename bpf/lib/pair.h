@@ -25,13 +25,15 @@ static __always_inline struct backend *flow_backend(const struct ct_pair *pair)
 }
 
 /* flow_other_port draws a source port for a translated flow: of a flow under this node's address from
- * the range that no process here uses.
+ * the range that no process here uses. What the client sees is known here alone then.
  */
-static __noinline __be16 flow_other_port(const struct ct_pair *pair)
+static __noinline __be16 flow_other_port(struct ct_pair *pair)
 {
 	__u32 zero = 0, first = FLOW_PORT_MIN, last = 65535;
 	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
 
+	if (pair->flags & PAIR_DSR)
+		tunnel_keep_answers(pair);
 	if (s && pair->flags & PAIR_SNAT && s->snat_min && s->snat_min <= s->snat_max) {
 		first = s->snat_min;
 		last = s->snat_max;
@@ -270,14 +272,19 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	pair->backend = id;
 	pair->backend_gen = b->gen;
 	pair->flags = RETRY_COUNT(retry) << 8 & PAIR_REFUSALS;
+	if (side == SIDE_UPLINK && f->flags & FRONTEND_DSR)
+		pair->flags |= PAIR_DSR;
 	if (latency_wanted(f, p))
 		pair->flags |= latency_begin(p, index);
 	flow_reply_tuple(pair, p, b, s, side, owner);
 	flow_leave(skb, pair, b, s, side);
+	if (pair->flags & PAIR_DSR)
+		tunnel_dsr(pair);
 	taken = flow_publish(index, pair, state, p->now);
-	if (taken == FLOW_PAIR(index))
-		__sync_fetch_and_add(&stat->total, 1);
-	if (taken == FLOW_PAIR(index) && state == CT_OPENING)
+	if (taken != FLOW_PAIR(index))
+		return taken;
+	__sync_fetch_and_add(&stat->total, 1);
+	if (state == CT_OPENING)
 		__sync_fetch_and_add(&stat->syns, 1);
 	return taken;
 }

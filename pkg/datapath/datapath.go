@@ -13,7 +13,7 @@ import (
 
 // LayoutVersion is N of the pin directory v<N>. It rises when a shared struct changes in a
 // way that programs of the version before would misread.
-const LayoutVersion = 4
+const LayoutVersion = 5
 
 // DefaultBPFFS is where pins live unless the caller says otherwise.
 const DefaultBPFFS = "/sys/fs/bpf/tclb"

@@ -24,7 +24,7 @@ import (
 const prefix = "tclbe-"
 
 // layout is the version of the map layout, where pins are below bpffs.
-const layout = "v4"
+const layout = "v5"
 
 // Where named network namespaces are.
 const netnsDir = "/run/netns"

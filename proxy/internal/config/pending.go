@@ -28,7 +28,6 @@ func PendingIn(s *lb.Service) []string {
 			out = append(out, fmt.Sprintf(format, args...))
 		}
 	}
-	add(s.DSR, "dsr is not in this release")
 	add(s.Accelerate, "accelerate is not in this release")
 	for _, b := range s.Backends {
 		add(b.VLAN.Device != "", "backend %s: vlan is not in this release: it is reached by routing, without a tag", b.Address)
