@@ -3,6 +3,7 @@
 /* tc ingress of a container's veth: what the container sends. */
 #include <linux/bpf.h>
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/flow.h"
 #include "lib/other.h"
 #include "lib/refuse.h"
@@ -39,6 +40,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	int err;
 
 	err = nat_target(hit, &to);
+	if (hit->pair->flags & PAIR_ANSWERS)
+		dsr_answer(hit->index << 1 | hit->dir, hit->life, &to);
 	if (!err && !flow_at_home(skb, hit) && !(hit->pair->flags & PAIR_DIRECT))
 		err = flow_elsewhere(skb, p, hit->index, hit->dir);
 	if (err) {
@@ -58,6 +61,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 			err = deliver_translate(skb, p, &to);
 			how = FIRST_TRANSLATED;
 		}
+		if (!err && hit->pair->flags & PAIR_ANSWERS)
+			err = dsr_report(skb, p, hit->index, to.deliver);
 	}
 	if (!err && p->fragment)
 		err = fragment_first(skb, p, &to, fragment_place_of(hit), how);
@@ -131,6 +136,8 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 		return answer_sender(skb);
 	if (!found)
 		found = nat_target(&hit, &to);
+	if (!found && parsed == PARSED_LATER && hit.pair->flags & PAIR_ANSWERS)
+		dsr_answer(hit.index << 1 | hit.dir, hit.life, &to);
 	if (!found)
 		found = deliver_fits(skb, p, &to);
 	if (found)

@@ -7,6 +7,7 @@
  */
 #include <linux/bpf.h>
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/flow.h"
 #include "lib/other.h"
 #include "lib/refuse.h"
@@ -37,12 +38,16 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	int err;
 
 	err = nat_target(hit, &to);
+	if (hit->pair->flags & PAIR_ANSWERS)
+		dsr_answer(hit->index << 1 | hit->dir, hit->life, &to);
 	if (!err) {
 		err = deliver_fits(skb, p, &to);
 		if (err)
 			return err;
 		ct_touch(skb, &hit->pair->half[hit->dir & 1], p);
 		err = deliver_translate(skb, p, &to);
+		if (!err && hit->pair->flags & PAIR_ANSWERS)
+			err = dsr_report(skb, p, hit->index, to.deliver);
 	}
 	if (!err && p->fragment)
 		err = fragment_first(skb, p, &to, fragment_place_of(hit),
@@ -83,6 +88,8 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 		return answer_sender(skb);
 	if (!found)
 		found = nat_target(&hit, &to);
+	if (!found && parsed == PARSED_LATER && hit.pair->flags & PAIR_ANSWERS)
+		dsr_answer(hit.index << 1 | hit.dir, hit.life, &to);
 	if (!found)
 		found = deliver_fits(skb, p, &to);
 	if (!found)

@@ -5,6 +5,7 @@
  */
 #include <linux/bpf.h>
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/flow.h"
 #include "lib/other.h"
 #include "lib/refuse.h"
@@ -45,6 +46,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	struct nat_target to;
 	int err;
 
+	if (skb->pkt_type != PACKET_HOST || hit->pair->flags & PAIR_ANSWERS)
+		dsr_heard(skb, p, hit->index << 1 | hit->dir, hit->life);
 	ct_touch(skb, &hit->pair->half[hit->dir & 1], p);
 	err = nat_target(hit, &to);
 	if (!err)
@@ -114,6 +117,8 @@ int from_overlay(struct __sk_buff *skb)
 		return verdict_drop(zone);
 	parsed = parse_packet(skb, &p);
 	p.tuple.zone = zone;
+	if (skb->pkt_type != PACKET_HOST && tunnel_marked(skb) == MARK_COPY)
+		return dsr_copy(&p, parsed);
 	if (parsed != PARSED_FLOW)
 		return other(skb, &p, parsed);
 	found = flow_find(skb, &p, &hit, SIDE_OVERLAY);

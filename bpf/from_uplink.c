@@ -4,6 +4,7 @@
 #include <linux/bpf.h>
 #include "lib/announce.h"
 #include "lib/deliver.h"
+#include "lib/dsr.h"
 #include "lib/flow.h"
 #include "lib/other.h"
 #include "lib/refuse.h"
@@ -56,6 +57,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 			err = deliver_translate(skb, p, &to);
 			how = FIRST_TRANSLATED;
 		}
+		if (!err && hit->pair->flags & PAIR_DSR)
+			dsr_tell(skb, p, hit->index);
 	}
 	if (!err && p->fragment)
 		err = fragment_first(skb, p, &to, fragment_place_of(hit), how);

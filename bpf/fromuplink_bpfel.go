@@ -29,6 +29,7 @@ const (
 	FromUplinkMapCtShared      = "ct_shared"
 	FromUplinkMapCtTimes       = "ct_times"
 	FromUplinkMapDrops         = "drops"
+	FromUplinkMapDsrVips       = "dsr_vips"
 	FromUplinkMapEndpoints     = "endpoints"
 	FromUplinkMapFirstFragment = "first_fragment"
 	FromUplinkMapFragments     = "fragments"
@@ -113,6 +114,7 @@ type FromUplinkMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	CtTimes       *ebpf.MapSpec `ebpf:"ct_times"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
+	DsrVips       *ebpf.MapSpec `ebpf:"dsr_vips"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
@@ -173,6 +175,7 @@ type FromUplinkMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	CtTimes       *ebpf.Map `ebpf:"ct_times"`
 	Drops         *ebpf.Map `ebpf:"drops"`
+	DsrVips       *ebpf.Map `ebpf:"dsr_vips"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
@@ -208,6 +211,7 @@ func (m *FromUplinkMaps) Close() error {
 		m.CtShared,
 		m.CtTimes,
 		m.Drops,
+		m.DsrVips,
 		m.Endpoints,
 		m.FirstFragment,
 		m.Fragments,

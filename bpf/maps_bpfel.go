@@ -140,6 +140,8 @@ const (
 	MapsCtPairFlagPAIR_RETURN    MapsCtPairFlag = 64
 	MapsCtPairFlagPAIR_SNAT      MapsCtPairFlag = 128
 	MapsCtPairFlagPAIR_REFUSALS  MapsCtPairFlag = 65280
+	MapsCtPairFlagPAIR_DSR       MapsCtPairFlag = 65536
+	MapsCtPairFlagPAIR_ANSWERS   MapsCtPairFlag = 131072
 )
 
 type MapsCtRooms struct {
@@ -202,6 +204,15 @@ const (
 	MapsDropReasonDROP_VLAN          MapsDropReason = 21
 	MapsDropReasonDROP_REASONS       MapsDropReason = 22
 )
+
+type MapsDsrVip struct {
+	_       structs.HostLayout
+	Vip     [16]uint8
+	Life    uint32
+	Ifindex uint32
+	Mac     [6]uint8
+	Port    uint16
+}
 
 type MapsEndpoint struct {
 	_         structs.HostLayout
@@ -273,6 +284,7 @@ const (
 	MapsFrontendFlagFRONTEND_LISTED   MapsFrontendFlag = 4
 	MapsFrontendFlagFRONTEND_OWN      MapsFrontendFlag = 8
 	MapsFrontendFlagFRONTEND_ANNOUNCE MapsFrontendFlag = 16
+	MapsFrontendFlagFRONTEND_DSR      MapsFrontendFlag = 32
 )
 
 type MapsFrontendKey struct {
@@ -364,6 +376,7 @@ const (
 	MapsNodeFlagNODE_KNOWN      MapsNodeFlag = 1
 	MapsNodeFlagNODE_SNAT       MapsNodeFlag = 2
 	MapsNodeFlagNODE_SNAT_CHECK MapsNodeFlag = 4
+	MapsNodeFlagNODE_DSR        MapsNodeFlag = 8
 )
 
 type MapsNodeSettings struct {
@@ -506,6 +519,7 @@ const (
 	MapsMapCtShared            = "ct_shared"
 	MapsMapCtTimes             = "ct_times"
 	MapsMapDrops               = "drops"
+	MapsMapDsrVips             = "dsr_vips"
 	MapsMapEndpoints           = "endpoints"
 	MapsMapFirstFragment       = "first_fragment"
 	MapsMapFragments           = "fragments"
@@ -604,6 +618,7 @@ type MapsMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	CtTimes       *ebpf.MapSpec `ebpf:"ct_times"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
+	DsrVips       *ebpf.MapSpec `ebpf:"dsr_vips"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
@@ -680,6 +695,7 @@ type MapsMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	CtTimes       *ebpf.Map `ebpf:"ct_times"`
 	Drops         *ebpf.Map `ebpf:"drops"`
+	DsrVips       *ebpf.Map `ebpf:"dsr_vips"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
@@ -715,6 +731,7 @@ func (m *MapsMaps) Close() error {
 		m.CtShared,
 		m.CtTimes,
 		m.Drops,
+		m.DsrVips,
 		m.Endpoints,
 		m.FirstFragment,
 		m.Fragments,

@@ -29,6 +29,7 @@ const (
 	ToContainerMapCtShared      = "ct_shared"
 	ToContainerMapCtTimes       = "ct_times"
 	ToContainerMapDrops         = "drops"
+	ToContainerMapDsrVips       = "dsr_vips"
 	ToContainerMapEndpoints     = "endpoints"
 	ToContainerMapFirstFragment = "first_fragment"
 	ToContainerMapFragments     = "fragments"
@@ -113,6 +114,7 @@ type ToContainerMapSpecs struct {
 	CtShared      *ebpf.MapSpec `ebpf:"ct_shared"`
 	CtTimes       *ebpf.MapSpec `ebpf:"ct_times"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
+	DsrVips       *ebpf.MapSpec `ebpf:"dsr_vips"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	FirstFragment *ebpf.MapSpec `ebpf:"first_fragment"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
@@ -173,6 +175,7 @@ type ToContainerMaps struct {
 	CtShared      *ebpf.Map `ebpf:"ct_shared"`
 	CtTimes       *ebpf.Map `ebpf:"ct_times"`
 	Drops         *ebpf.Map `ebpf:"drops"`
+	DsrVips       *ebpf.Map `ebpf:"dsr_vips"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	FirstFragment *ebpf.Map `ebpf:"first_fragment"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
@@ -208,6 +211,7 @@ func (m *ToContainerMaps) Close() error {
 		m.CtShared,
 		m.CtTimes,
 		m.Drops,
+		m.DsrVips,
 		m.Endpoints,
 		m.FirstFragment,
 		m.Fragments,

@@ -64,6 +64,8 @@ static __always_inline int deliver_from_host(struct __sk_buff *skb, const struct
 		return bpf_redirect(ifindex, 0);
 	if (deliver_far(deliver))
 		return deliver_to_node(skb, p, ifindex);
+	if (deliver == DELIVER_UPLINK)
+		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 	deliver_to_host_type(skb);
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }

@@ -141,6 +141,16 @@ struct {
 	__uint(max_entries, 1);
 } ct_times SEC(".maps");
 
+/* dsr_vips: return pair -> what its client asked, where answers leave from here: lib/dsr.h. Written by
+ * from_overlay. Lifetime: the pair's, whose life it repeats.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct dsr_vip);
+	__uint(max_entries, 1);
+} dsr_vips SEC(".maps");
+
 /* fragments: datagram -> what its first fragment said. Written by every program.
  * When full:   the least recently used goes; its later fragments are held, and lost
  */

@@ -256,14 +256,19 @@ static __always_inline int flow_balance(struct __sk_buff *skb, const struct pack
 	pair->backend = id;
 	pair->backend_gen = b->gen;
 	pair->flags = RETRY_COUNT(retry) << 8 & PAIR_REFUSALS;
+	if (side == SIDE_UPLINK && f->flags & FRONTEND_DSR)
+		pair->flags |= PAIR_DSR;
 	if (latency_wanted(f, p))
 		pair->flags |= latency_begin(p, index);
 	flow_reply_tuple(pair, p, b, s, side, owner);
 	flow_leave(skb, pair, b, s, side);
+	if (pair->flags & PAIR_DSR)
+		tunnel_dsr(pair);
 	taken = flow_publish(index, pair, state, p->now);
-	if (taken == FLOW_PAIR(index))
-		__sync_fetch_and_add(&stat->total, 1);
-	if (taken == FLOW_PAIR(index) && state == CT_OPENING)
+	if (taken != FLOW_PAIR(index))
+		return taken;
+	__sync_fetch_and_add(&stat->total, 1);
+	if (state == CT_OPENING)
 		__sync_fetch_and_add(&stat->syns, 1);
 	return taken;
 }

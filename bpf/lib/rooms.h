@@ -139,6 +139,20 @@ static __always_inline __u32 ct_idle(const struct ct_pair *pair, __u32 now)
 	return a < b ? a : b;
 }
 
+/* ct_answered says whether a UDP flow was answered: of one whose answers do not come here, that its client
+ * goes on is taken for it.
+ */
+static __always_inline bool ct_answered(const struct ct_pair *pair)
+{
+	return pair->half[1].packets || (pair->flags & PAIR_DSR && pair->half[0].packets > 1);
+}
+
+/* ct_half_closed says whether a flow ends whose other FIN may never be seen here. */
+static __always_inline bool ct_half_closed(const struct ct_pair *pair)
+{
+	return pair->flags & PAIR_DSR && pair->half[0].flags & HALF_FIN;
+}
+
 /* ct_timeout returns the idle time in ticks that ends a pair in its present state. */
 static __always_inline __u32 ct_timeout(const struct ct_pair *pair)
 {
@@ -148,10 +162,10 @@ static __always_inline __u32 ct_timeout(const struct ct_pair *pair)
 	if (!svc)
 		return 0;
 	if (pair->half[0].tuple.proto == PROTO_UDP)
-		which = pair->half[1].packets ? TIMEOUT_UDP_STREAM : TIMEOUT_UDP;
+		which = ct_answered(pair) ? TIMEOUT_UDP_STREAM : TIMEOUT_UDP;
 	else if (pair->state == CT_OPENING)
 		which = TIMEOUT_TCP_SYN;
-	else if (pair->state == CT_CLOSING)
+	else if (pair->state == CT_CLOSING || ct_half_closed(pair))
 		which = TIMEOUT_TCP_FIN;
 	return svc->timeouts[which];
 }

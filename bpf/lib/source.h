@@ -9,13 +9,15 @@
 #define FLOW_PORT_MIN 1024
 
 /* flow_other_port draws a source port for a translated flow: of a flow under this node's address from
- * the range that no process here uses.
+ * the range that no process here uses. What the client sees is known here alone then.
  */
-static __noinline __be16 flow_other_port(const struct ct_pair *pair)
+static __noinline __be16 flow_other_port(struct ct_pair *pair)
 {
 	__u32 zero = 0, first = FLOW_PORT_MIN, last = 65535;
 	struct node_settings *s = bpf_map_lookup_elem(&settings, &zero);
 
+	if (pair->flags & PAIR_DSR)
+		tunnel_keep_answers(pair);
 	if (s && pair->flags & PAIR_SNAT && s->snat_min && s->snat_min <= s->snat_max) {
 		first = s->snat_min;
 		last = s->snat_max;

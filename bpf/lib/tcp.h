@@ -81,7 +81,8 @@ static __always_inline void tcp_answered(const struct ct_hit *hit, __u32 now)
 			stat->refused = 0;
 	}
 	if (hit->pair->flags & PAIR_SYN_TIMED)
-		latency_end(hit->pair, hit->index, PAIR_SYN_TIMED, PAIR_ASKS, now);
+		latency_end(hit->pair, hit->index, PAIR_SYN_TIMED,
+			    hit->pair->flags & PAIR_DSR ? 0 : PAIR_ASKS, now);
 }
 
 /* tcp_syn_ack handles a backend's answer to a SYN: it opens the pair, or begins it anew if the
@@ -196,6 +197,51 @@ static __always_inline void tcp_revive(struct ct_hit *hit, const struct packet *
 	ct_move(hit->index, CT_CLOSING, CT_ESTABLISHED, p->now);
 }
 
+/* What a backend may have sent or got that this node, which sees half of its flow, does not know of. Before
+ * the client's first acknowledgment, which comes by here, that is one window of the beginning.
+ */
+#define TCP_UNSEEN_FIRST (1 << 17)
+#define TCP_UNSEEN (1 << 23)
+
+/* tcp_one_sided brings what a backend has acknowledged, unseen, near to what its client has sent. */
+static __always_inline void tcp_one_sided(struct ct_pair *pair)
+{
+	struct ct_half *client = &pair->half[DIR_ORIGINAL], *other = &pair->half[DIR_REPLY];
+
+	if (pair->flags & PAIR_DSR && client->end - other->ack > TCP_UNSEEN)
+		other->ack = client->end - TCP_UNSEEN;
+}
+
+/* tcp_unanswered judges a client's packet before the answer to its SYN was seen, which it may never be:
+ * it is the handshake's last if its number is the next one.
+ */
+static __always_inline bool tcp_unanswered(struct ct_hit *hit, const struct packet *p)
+{
+	struct ct_pair *pair = hit->pair;
+	struct ct_half *other = &pair->half[DIR_REPLY];
+
+	if (!(pair->flags & PAIR_DSR) || p->seq - pair->handshake > TCP_UNSEEN_FIRST)
+		return false;
+	__sync_fetch_and_and(&pair->flags, ~PAIR_SYN_TIMED); /* by whose watch, nobody knows */
+	tcp_answered(hit, p->now);
+	other->flags |= HALF_SYN;
+	other->end = p->ack;
+	pair->handshake = p->ack;
+	return true;
+}
+
+/* tcp_completes says whether a client's acknowledgment ends the handshake. */
+static __always_inline bool tcp_completes(struct ct_hit *hit, const struct packet *p)
+{
+	const struct ct_pair *pair = hit->pair;
+	const struct ct_half *other = &pair->half[DIR_REPLY];
+	__u32 unseen = pair->flags & PAIR_DSR ? TCP_UNSEEN_FIRST : 0;
+
+	if (!(other->flags & HALF_SYN))
+		return tcp_unanswered(hit, p);
+	return p->ack - pair->handshake <= other->end - pair->handshake + unseen;
+}
+
 /* tcp_control follows the state machine for a packet of a pair that goes on. */
 static __always_inline void tcp_control(struct ct_hit *hit, const struct packet *p)
 {
@@ -203,6 +249,7 @@ static __always_inline void tcp_control(struct ct_hit *hit, const struct packet 
 	struct ct_half *mine = &pair->half[hit->dir & 1], *other = &pair->half[!(hit->dir & 1)];
 	__u32 state = pair->state;
 
+	tcp_one_sided(pair);
 	if (p->tcp_flags & TCP_RST) {
 		if (!tcp_reset_counts(pair, hit->dir, p))
 			return;
@@ -222,7 +269,7 @@ static __always_inline void tcp_control(struct ct_hit *hit, const struct packet 
 	if (tcp_fin_counts(mine, other, p))
 		mine->flags |= HALF_FIN;
 	if (state == CT_OPENING && hit->dir == DIR_ORIGINAL && p->tcp_flags & TCP_ACK &&
-	    other->flags & HALF_SYN && p->ack - pair->handshake <= other->end - pair->handshake) {
+	    tcp_completes(hit, p)) {
 		ct_move(hit->index, state, CT_ESTABLISHED, p->now);
 		state = CT_ESTABLISHED;
 	}

@@ -39,4 +39,60 @@ static __always_inline void tunnel_leave(struct ct_half *half, __u32 id)
 		__builtin_memcpy(half->mac, n->mac, MAC_LEN);
 }
 
+/* What a frame's destination MAC says inside the tunnel, where it says no device: locally administered
+ * and of our nodes only, since who translates a packet writes it. So no client can make one.
+ */
+enum mark {
+	MARK_NONE = 0,
+	MARK_DSR = 1,	/* of a flow that the node which gets it may answer by itself */
+	MARK_TELLS = 2, /* and behind the IP packet stands what its client asked */
+	MARK_COPY = 3,	/* a copy of an answer that has left already, for who chose */
+};
+
+#define MARK_HEAD 0x6c637402 /* 02:74:63:6c in memory */
+#define MARK_KIND 5	     /* the byte that is enum mark */
+
+/* tunnel_mark writes a MAC that says a kind. */
+static __always_inline void tunnel_mark(__u8 *mac, __u8 kind)
+{
+	*(__u32 *)mac = MARK_HEAD;
+	mac[4] = 'b';
+	mac[MARK_KIND] = kind;
+}
+
+/* tunnel_marked returns what the frame's destination MAC says: enum mark. */
+static __always_inline __u32 tunnel_marked(const struct __sk_buff *skb)
+{
+	const __u8 *mac = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (mac + MAC_LEN > end || *(const __u32 *)mac != MARK_HEAD || mac[4] != 'b')
+		return MARK_NONE;
+	return mac[MARK_KIND];
+}
+
+/* tunnel_keep_answers takes back that a new flow's answers need not come here. */
+static __always_inline void tunnel_keep_answers(struct ct_pair *pair)
+{
+	struct ct_half *out = &pair->half[DIR_ORIGINAL];
+
+	pair->flags &= ~PAIR_DSR;
+	if (out->deliver == DELIVER_TUNNEL)
+		tunnel_leave(out, out->ifindex);
+}
+
+/* tunnel_dsr lets the node of a new flow's backend answer the client, if there is one that knows how. */
+static __noinline int tunnel_dsr(struct ct_pair *pair)
+{
+	struct ct_half *out = &pair->half[DIR_ORIGINAL];
+	struct node *n = out->deliver == DELIVER_TUNNEL ? tunnel_node(out->ifindex) : NULL;
+
+	if (!n || !(n->flags & NODE_DSR)) {
+		pair->flags &= ~PAIR_DSR;
+		return 0;
+	}
+	tunnel_mark(out->mac, MARK_DSR);
+	pair->flags &= ~PAIR_ASKED; /* nobody here sees the first response */
+	return 1;
+}
+
 #endif

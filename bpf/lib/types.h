@@ -92,6 +92,8 @@ enum ct_pair_flag {
 	PAIR_RETURN = 64,   /* came by tunnel: kept for its answers to find the way back */
 	PAIR_SNAT = 128,    /* its source is this node's: ports come from a range of their own */
 	PAIR_REFUSALS = 0xff00, /* how many backends refused the flow before this one */
+	PAIR_DSR = 0x10000, /* its backend's node may answer its client: half of it is seen here */
+	PAIR_ANSWERS = 0x20000, /* of a return pair: its answers leave here (map dsr_vips) */
 };
 
 /* Both directions of a flow: one record, one life. Readers check `life` before and after. */
@@ -190,6 +192,15 @@ struct held_fragment {
 	__u8 packet[HELD_BYTES];
 };
 
+/* What the client of a return pair asked, for answers that leave from here. By pair. */
+struct dsr_vip {
+	__u8 vip[ADDR_LEN];
+	__u32 life;	   /* of the pair; any other: nothing is known */
+	__u32 ifindex;	   /* the uplink that routing names for the client */
+	__u8 mac[MAC_LEN]; /* who is next there, if it was known */
+	__be16 port;
+};
+
 /* Changed atomically. */
 struct held_cursor {
 	__u32 next;	/* place of the next fragment to be held */
@@ -219,6 +230,7 @@ enum frontend_flag {
 	FRONTEND_LISTED = 4,   /* the table is a list, walked in order; else one of 2^n slots */
 	FRONTEND_OWN = 8, /* of a VIP: it is an address of this node too, whose processes use it */
 	FRONTEND_ANNOUNCE = 16, /* of a VIP: this node answers ARP and ND for it on its uplinks */
+	FRONTEND_DSR = 32,	/* backends' nodes may answer clients outside by themselves */
 };
 
 /* Swapped whole: a packet sees the old tables or the new ones, never a mix. The kernel gives an old
@@ -373,6 +385,7 @@ enum node_flag {
 	NODE_KNOWN = 1,	     /* the record is valid */
 	NODE_SNAT = 2,	     /* flows to it have this node's address as source */
 	NODE_SNAT_CHECK = 4, /* those whose client's address may be there too (map subnets) */
+	NODE_DSR = 8,	     /* it runs our programs: it may be told what a client asked */
 };
 
 /* A node that packets go to by tunnel. By node id, which is the zone of what comes from there. */
@@ -497,6 +510,7 @@ _Static_assert(sizeof(struct ct_pair) == 192, "ct_pair is three cache lines");
 _Static_assert(sizeof(struct ct_bucket) == 64, "ct_bucket is one cache line");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 16, "fragment");
+_Static_assert(sizeof(struct dsr_vip) == 32, "dsr_vip");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
 _Static_assert(sizeof(struct frontend) == 44, "frontend");
 _Static_assert(sizeof(struct service) == 48, "service");

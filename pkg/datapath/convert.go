@@ -78,6 +78,7 @@ func frontendTo(f Frontend) bpf.MapsFrontend {
 	set(f.Listed, bpf.MapsFrontendFlagFRONTEND_LISTED)
 	set(f.Own, bpf.MapsFrontendFlagFRONTEND_OWN)
 	set(f.Announce, bpf.MapsFrontendFlagFRONTEND_ANNOUNCE)
+	set(f.DSR, bpf.MapsFrontendFlagFRONTEND_DSR)
 	return v
 }
 
@@ -104,6 +105,7 @@ func frontendFrom(v bpf.MapsFrontend) Frontend {
 		Listed:   v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_LISTED) != 0,
 		Own:      v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_OWN) != 0,
 		Announce: v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_ANNOUNCE) != 0,
+		DSR:      v.Flags&uint8(bpf.MapsFrontendFlagFRONTEND_DSR) != 0,
 		Group:    v.Group, Weight: v.Weight, Head: v.Head,
 		Table: Region{v.Table, packedLen(v.TableLen, v.Narrow)}, Slots: v.TableLen, Narrow: v.Narrow,
 		Members: Region{v.Members, v.MembersLen},
@@ -229,10 +231,12 @@ func pairFrom(index uint32, v *bpf.MapsCtPair, now uint32) Pair {
 		VIP:     netip.AddrPortFrom(addrFrom(orig.Daddr), netPort(orig.Dport)),
 		Backend: netip.AddrPortFrom(addrFrom(reply.Saddr), netPort(reply.Sport)),
 		Direct:  v.Flags&uint32(bpf.MapsCtPairFlagPAIR_DIRECT) != 0,
+		DSR:     v.Flags&uint32(bpf.MapsCtPairFlagPAIR_DSR|bpf.MapsCtPairFlagPAIR_ANSWERS) != 0,
 		Active:  v.State == uint32(bpf.MapsCtStateCT_ESTABLISHED) && v.Backend != 0,
 		Service: v.Service, BackendID: v.Backend, BackendGen: v.BackendGen, Created: age(v.Created),
 		Idle: min(age(v.Half[0].Seen), age(v.Half[1].Seen)),
 	}
+	p.Leaving = v.Flags&uint32(bpf.MapsCtPairFlagPAIR_DSR) != 0 && v.Half[0].Flags&uint8(bpf.MapsCtHalfFlagHALF_FIN) != 0
 	for i := range v.Half {
 		p.Packets[i], p.Bytes[i] = v.Half[i].Packets, v.Half[i].Bytes
 	}

@@ -151,6 +151,7 @@ func mapSizes(s Sizes) map[string]uint32 {
 		bpf.MapsMapCtClosing:     closing,
 		bpf.MapsMapCtTimes:       pairs,
 		bpf.MapsMapCtShared:      1,
+		bpf.MapsMapDsrVips:       pairs,
 		bpf.MapsMapAffinities:    affinityEntries,
 		bpf.MapsMapFragments:     fragmentEntries,
 		bpf.MapsMapHeldFragments: uint32(heldFragments),

@@ -26,6 +26,9 @@ func (d *Datapath) PutNode(id uint16, n Node) error {
 	case SNATCheck:
 		v.Flags |= uint16(bpf.MapsNodeFlagNODE_SNAT_CHECK)
 	}
+	if n.DSR {
+		v.Flags |= uint16(bpf.MapsNodeFlagNODE_DSR)
+	}
 	if err := d.maps[bpf.MapsMapNodes].Put(uint32(id), &v); err != nil {
 		return mapError("write", bpf.MapsMapNodes, err)
 	}
@@ -78,7 +81,7 @@ func (d *Datapath) Nodes() (map[uint16]Node, error) {
 		if v.Flags&uint16(bpf.MapsNodeFlagNODE_KNOWN) == 0 {
 			continue
 		}
-		n := Node{VTEP: addrFrom(v.Vtep), MAC: v.Mac, MTU: v.Mtu}
+		n := Node{VTEP: addrFrom(v.Vtep), MAC: v.Mac, MTU: v.Mtu, DSR: v.Flags&uint16(bpf.MapsNodeFlagNODE_DSR) != 0}
 		switch {
 		case v.Flags&uint16(bpf.MapsNodeFlagNODE_SNAT) != 0:
 			n.SNAT = SNATAlways

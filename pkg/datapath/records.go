@@ -36,6 +36,7 @@ type Frontend struct {
 	Listed    bool   // Table is a list that is walked in order; else Len is a power of two
 	Own       bool   // of a VIP: an address of this node too; what its processes use is theirs
 	Announce  bool   // of a VIP: this node answers ARP and ND for it on its uplinks
+	DSR       bool   // backends' nodes may answer clients outside by themselves
 	Head      uint32 // least-conn: that many slots in front list who serves, a sequence follows
 	Members   Region // seat -> backend id, 0 = none
 	Epoch     uint32 // which build of the table
@@ -153,6 +154,7 @@ type Node struct {
 	MAC  [6]byte    // of its tunnel device
 	MTU  uint32     // the largest IP packet that fits through the tunnel
 	SNAT SNATMode
+	DSR  bool // it runs tclb, so that it may be told what a client asked
 }
 
 // SubnetKey says that containers of a node have their addresses in Prefix.
@@ -229,6 +231,8 @@ type Pair struct {
 	State       FlowState
 	Direct      bool // to a backend's own address, not balanced
 	Return      bool // came by tunnel: another node chose
+	DSR         bool // chosen here: its answers may leave elsewhere; with Return: they leave from here
+	Leaving     bool // a DSR flow chosen here whose client has sent its FIN: the other one may never be seen
 	Active      bool // counted in its backend's active connections
 	Service     uint32
 	BackendID   uint32

@@ -39,6 +39,7 @@ var shapes = map[string]shape{
 	bpf.MapsMapCtClosing:     shapeOf[uint32, uint64](ebpf.Array),
 	bpf.MapsMapCtTimes:       shapeOf[uint32, uint64](ebpf.Array),
 	bpf.MapsMapCtShared:      shapeOf[uint32, bpf.MapsCtRooms](ebpf.Array),
+	bpf.MapsMapDsrVips:       shapeOf[uint32, bpf.MapsDsrVip](ebpf.Array),
 	bpf.MapsMapAffinities:    shapeOf[bpf.MapsAffinityKey, bpf.MapsAffinity](ebpf.LRUHash),
 	bpf.MapsMapFragments:     shapeOf[bpf.MapsFragmentKey, bpf.MapsFragment](ebpf.LRUHash),
 	bpf.MapsMapHeldFragments: shapeOf[uint32, bpf.MapsHeldFragment](ebpf.Array),

@@ -91,7 +91,7 @@ func (w *world) realUplink() uint32 {
 	w.check(netlink.LinkSetUp(link))
 	w.check(netlink.LinkSetUp(far))
 	for _, client := range beyond {
-		addr, err := netlink.ParseAddr(netip.PrefixFrom(client.Next(), client.BitLen()-8).String())
+		addr, err := netlink.ParseAddr(netip.PrefixFrom(client.Next(), client.BitLen()-16).String()) // a subnet's first address is anycast
 		w.check(err)
 		addr.Flags = unix.IFA_F_NODAD
 		w.check(netlink.AddrAdd(link, addr))

@@ -41,16 +41,13 @@ func TestBackendOnAnotherNodeMayBeAnyProcess(t *testing.T) {
 	}
 }
 
-// A node without tclb: a VXLAN device with a VNI and an address, told by hand where the others are.
-func TestPlainVXLANPeer(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, 1, v4, distinctSubnets)
-	a := c.nodes[0]
-	const index = 50
-	mac := net.HardwareAddr{2, 0, 0x5e, 0x10, 0, 7}
-	peer := newPlace(t, a.name+"-peer")
+// plainPeer makes a node without tclb, the index-th: a VXLAN device with a VNI and addresses, told by hand where a
+// is. It serves at these addresses.
+func (c *cluster) plainPeer(t *testing.T, a *node, index int, mac net.HardwareAddr) (peer *place, tunnel [2]netip.Addr) {
+	t.Helper()
+	peer = newPlace(t, a.name+"-peer")
 	c.plug(peer, "eth0", index)
-	tunnel := [2]netip.Addr{netip.MustParseAddr("198.51.100.250"), netip.MustParseAddr("2001:db8:a:fa::1")}
+	tunnel = [2]netip.Addr{netip.MustParseAddr("198.51.100.250"), netip.MustParseAddr("2001:db8:a:fa::1")}
 	peer.do(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.HardwareAddr = "vx", mac
@@ -67,7 +64,16 @@ func TestPlainVXLANPeer(t *testing.T) {
 		peer.ip(fmt.Sprintf("route add %s via %s dev vx onlink", subnet, gateway[family]))
 	}
 	peer.serve(targetPort)
+	return peer, tunnel
+}
 
+func TestPlainVXLANPeer(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, v4, distinctSubnets)
+	a := c.nodes[0]
+	const index = 50
+	mac := net.HardwareAddr{2, 0, 0x5e, 0x10, 0, 7}
+	peer, tunnel := c.plainPeer(t, a, index, mac)
 	a.configureProxy(fmt.Sprintf("nodes: [{name: plain, address: %s, subnets: [%s/32], mac: %q}]", underlayAddress(v4, index), tunnel[v4], mac))
 	a.start()
 	client := a.container(t, "client", a.bridged())

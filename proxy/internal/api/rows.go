@@ -177,6 +177,7 @@ func (n *flowNames) row(p datapath.Pair) Flow {
 		ExpiresSeconds: int64(max(0, n.timeout(p)-p.Idle) / time.Second),
 		Packets:        p.Packets[0] + p.Packets[1],
 		Bytes:          p.Bytes[0] + p.Bytes[1],
+		DSR:            p.DSR,
 	}
 }
 
@@ -202,13 +203,13 @@ func (n *flowNames) timeout(p datapath.Pair) time.Duration {
 		n.timeouts[p.Service] = t
 	}
 	switch {
-	case p.Protocol == lb.UDP && p.Packets[1] == 0:
+	case p.Protocol == lb.UDP && p.Packets[1] == 0 && (!p.DSR || p.Return || p.Packets[0] < 2):
 		return t.UDP
 	case p.Protocol == lb.UDP:
 		return t.UDPStream
 	case p.State == datapath.FlowOpening:
 		return t.TCPSyn
-	case p.State == datapath.FlowClosing:
+	case p.State == datapath.FlowClosing || p.Leaving:
 		return t.TCPFin
 	}
 	return t.TCPEstablished

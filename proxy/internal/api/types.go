@@ -117,7 +117,8 @@ type Flow struct {
 	ExpiresSeconds int64          `json:"expiresSeconds"`
 	Packets        uint64         `json:"packets"` // both directions
 	Bytes          uint64         `json:"bytes"`
-	Service        string         `json:"service"` // "" for a direct flow to a backend
+	Service        string         `json:"service"`       // "" for a direct flow to a backend
+	DSR            bool           `json:"dsr,omitempty"` // chosen here, answered by the backend's node; or answered from here
 }
 
 // Status is what `tclb status` shows.

@@ -28,7 +28,6 @@ func PendingIn(s *lb.Service) []string {
 			out = append(out, fmt.Sprintf(format, args...))
 		}
 	}
-	add(s.DSR, "dsr is not in this release")
 	add(s.Accelerate, "accelerate is not in this release")
 	probed := s.HealthCheck.Type == "tcp" || s.HealthCheck.Type == "http"
 	for _, b := range s.Backends {

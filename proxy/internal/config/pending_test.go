@@ -25,7 +25,6 @@ func TestPendingInNamesWhatAServiceWaitsFor(t *testing.T) {
 		t.Errorf("plain service: %v", got)
 	}
 	for want, change := range map[string]func(*lb.Service){
-		"dsr":        func(s *lb.Service) { s.DSR = true },
 		"accelerate": func(s *lb.Service) { s.Accelerate = true },
 		"healthCheck does not reach into VLAN eth1.5": func(s *lb.Service) {
 			s.Backends = []lb.Backend{{Address: netip.MustParseAddr("192.0.2.2"), VLAN: lb.VLAN{Device: "eth1", ID: 5}}}

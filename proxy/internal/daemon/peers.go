@@ -109,7 +109,7 @@ func listPeers(cfg *config.Config, known []config.Peer, own [2]netip.Addr) (out 
 			continue
 		}
 		p := nodes.Peer{Name: n.Name, Subnets: n.Subnets, Plain: n.MAC != ""}
-		p.VTEP, p.MAC = n.Address, overlay.MAC(n.Address)
+		p.VTEP, p.MAC, p.DSR = n.Address, overlay.MAC(n.Address), !p.Plain
 		if mac, err := net.ParseMAC(n.MAC); err == nil && len(mac) == len(p.MAC) {
 			p.MAC = [6]byte(mac)
 		}

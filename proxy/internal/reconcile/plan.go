@@ -252,6 +252,7 @@ func (r *Reconciler) planFrontends(c *change) {
 				Scheduler: spec.Scheduler,
 				Affinity:  spec.Affinity.Mode != lb.AffinityNone,
 				Allow:     len(spec.Allow) > 0,
+				DSR:       spec.DSR,
 				Group:     r.planTurns(c, takers.next(key, p)),
 			}
 			switch have, ok := r.frontends[key]; {
