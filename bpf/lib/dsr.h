@@ -103,14 +103,11 @@ static __noinline bool dsr_route(struct __sk_buff *skb, const struct tuple *t,
 	       bpf_map_lookup_elem(&uplinks, &entry->ifindex);
 }
 
-static __always_inline bool dsr_knows_next(const struct dsr_vip *entry)
-{
-	return *(const __u32 *)entry->mac || *(const __u16 *)(entry->mac + 4);
-}
-
-/* dsr_learn remembers what the client of a return pair asked, if answers can leave from here. */
+/* dsr_learn remembers what the client of a return pair asked, if answers can leave from here. Routes are asked
+ * once a tick.
+ */
 static __noinline bool dsr_learn(struct __sk_buff *skb, const struct dsr_trailer *t, __u32 index,
-				 __u32 life)
+				 __u32 life, __u32 now)
 {
 	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
 	struct dsr_vip *entry = bpf_map_lookup_elem(&dsr_vips, &index), fresh ALIGNED = {};
@@ -119,8 +116,8 @@ static __noinline bool dsr_learn(struct __sk_buff *skb, const struct dsr_trailer
 		return false;
 	__builtin_memcpy(fresh.vip, t->vip, ADDR_LEN);
 	fresh.port = t->port;
-	if (pair->flags & PAIR_ANSWERS && entry->life == life && entry->port == fresh.port &&
-	    addr_equal(entry->vip, fresh.vip) && dsr_knows_next(entry))
+	if (pair->flags & PAIR_ANSWERS && pair->half[DIR_ORIGINAL].seen == now &&
+	    entry->life == life && entry->port == fresh.port && addr_equal(entry->vip, fresh.vip))
 		return true;
 	if (addr_is_v4(fresh.vip) != addr_is_v4(pair->half[DIR_ORIGINAL].tuple.saddr) ||
 	    !dsr_route(skb, &pair->half[DIR_ORIGINAL].tuple, &fresh))
@@ -143,7 +140,8 @@ __noinline int dsr_heard(struct __sk_buff *skb, const struct packet *p, __u32 pl
 
 	if (!p || !pair || (place & 1) != DIR_ORIGINAL || mark == MARK_DSR)
 		return 0;
-	answers = mark == MARK_TELLS && dsr_read(skb, p, &t) && dsr_learn(skb, &t, index, life);
+	answers = mark == MARK_TELLS && dsr_read(skb, p, &t) &&
+		  dsr_learn(skb, &t, index, life, p->now);
 	if (answers && !(pair->flags & PAIR_ANSWERS))
 		__sync_fetch_and_or(&pair->flags, PAIR_ANSWERS);
 	if (!answers && pair->flags & PAIR_ANSWERS)
