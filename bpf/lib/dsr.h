@@ -15,8 +15,8 @@
 #define DSR_MAGIC 0x74636c62
 #define DSR_TELLS 8 /* a flow's first packets that say it, of TCP without its SYN */
 
-/* What stands behind an IP packet, at an even place. Its sum is zero, so that a checksum over the whole
- * frame, which a device may still have to make, stays what it is.
+/* What stands behind an IP packet. Its sum is zero, so that a checksum over the whole frame, which a device may
+ * still have to make, stays what it is: at an odd place too, where the sum has its bytes swapped.
  */
 struct dsr_trailer {
 	__be32 magic;
@@ -24,11 +24,6 @@ struct dsr_trailer {
 	__be16 port;
 	__u16 balance;
 };
-
-static __always_inline __u32 dsr_place(const struct packet *p)
-{
-	return p->limit + ((p->limit - ETH_HLEN) & 1);
-}
 
 static __always_inline __u16 dsr_sum(struct dsr_trailer *t)
 {
@@ -44,7 +39,7 @@ static __always_inline bool dsr_telling(const struct __sk_buff *skb, const struc
 	struct node *n = tunnel_node(half->ifindex);
 
 	if (p->fragment || skb->gso_size || !n ||
-	    dsr_place(p) + sizeof(struct dsr_trailer) - ETH_HLEN > n->mtu)
+	    p->limit + sizeof(struct dsr_trailer) - ETH_HLEN > n->mtu)
 		return false;
 	return p->tuple.proto != PROTO_TCP || p->tcp_flags & TCP_SYN ||
 	       (!(half->flags & HALF_SYN) && half->packets <= DSR_TELLS);
@@ -58,18 +53,16 @@ __noinline int dsr_tell(struct __sk_buff *skb, const struct packet *p, __u32 ind
 	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
 	struct dsr_trailer t ALIGNED = {.magic = bpf_htonl(DSR_MAGIC)};
 	__u8 mark = MARK_TELLS;
-	__u32 place;
 
 	if (!p || !pair || !dsr_telling(skb, p, &pair->half[DIR_ORIGINAL]))
 		return 0;
 	__builtin_memcpy(t.vip, p->tuple.daddr, ADDR_LEN);
 	t.port = p->tuple.dport;
 	t.balance = ~dsr_sum(&t);
-	place = dsr_place(p);
 	if (skb->len > p->limit && bpf_skb_change_tail(skb, p->limit, 0))
 		return 0;
-	if (bpf_skb_change_tail(skb, place + sizeof(t), 0) ||
-	    bpf_skb_store_bytes(skb, place, &t, sizeof(t), 0) ||
+	if (bpf_skb_change_tail(skb, p->limit + sizeof(t), 0) ||
+	    bpf_skb_store_bytes(skb, p->limit, &t, sizeof(t), 0) ||
 	    bpf_skb_store_bytes(skb, MARK_KIND, &mark, sizeof(mark), 0))
 		return 0;
 	return 1;
@@ -79,11 +72,10 @@ __noinline int dsr_tell(struct __sk_buff *skb, const struct packet *p, __u32 ind
 static __always_inline bool dsr_read(struct __sk_buff *skb, const struct packet *p,
 				     struct dsr_trailer *t)
 {
-	__u32 place = dsr_place(p);
-
-	return !p->fragment && skb->len == place + sizeof(*t) &&
-	       !bpf_skb_load_bytes(skb, place, t, sizeof(*t)) && t->magic == bpf_htonl(DSR_MAGIC) &&
-	       dsr_sum(t) == 0xffff && !bpf_skb_change_tail(skb, p->limit, 0);
+	return !p->fragment && skb->len == p->limit + sizeof(*t) &&
+	       !bpf_skb_load_bytes(skb, p->limit, t, sizeof(*t)) &&
+	       t->magic == bpf_htonl(DSR_MAGIC) && dsr_sum(t) == 0xffff &&
+	       !bpf_skb_change_tail(skb, p->limit, 0);
 }
 
 /* dsr_route fills in by which uplink a client is reached from the VIP. Returns whether by any. */
@@ -111,14 +103,11 @@ static __noinline bool dsr_route(struct __sk_buff *skb, const struct tuple *t,
 	       bpf_map_lookup_elem(&uplinks, &entry->ifindex);
 }
 
-static __always_inline bool dsr_knows_next(const struct dsr_vip *entry)
-{
-	return *(const __u32 *)entry->mac || *(const __u16 *)(entry->mac + 4);
-}
-
-/* dsr_learn remembers what the client of a return pair asked, if answers can leave from here. */
+/* dsr_learn remembers what the client of a return pair asked, if answers can leave from here. Routes are asked
+ * once a tick.
+ */
 static __noinline bool dsr_learn(struct __sk_buff *skb, const struct dsr_trailer *t, __u32 index,
-				 __u32 life)
+				 __u32 life, __u32 now)
 {
 	struct ct_pair *pair = bpf_map_lookup_elem(&ct_pairs, &index);
 	struct dsr_vip *entry = bpf_map_lookup_elem(&dsr_vips, &index), fresh ALIGNED = {};
@@ -127,8 +116,8 @@ static __noinline bool dsr_learn(struct __sk_buff *skb, const struct dsr_trailer
 		return false;
 	__builtin_memcpy(fresh.vip, t->vip, ADDR_LEN);
 	fresh.port = t->port;
-	if (pair->flags & PAIR_ANSWERS && entry->life == life && entry->port == fresh.port &&
-	    addr_equal(entry->vip, fresh.vip) && dsr_knows_next(entry))
+	if (pair->flags & PAIR_ANSWERS && pair->half[DIR_ORIGINAL].seen == now &&
+	    entry->life == life && entry->port == fresh.port && addr_equal(entry->vip, fresh.vip))
 		return true;
 	if (addr_is_v4(fresh.vip) != addr_is_v4(pair->half[DIR_ORIGINAL].tuple.saddr) ||
 	    !dsr_route(skb, &pair->half[DIR_ORIGINAL].tuple, &fresh))
@@ -151,7 +140,8 @@ __noinline int dsr_heard(struct __sk_buff *skb, const struct packet *p, __u32 pl
 
 	if (!p || !pair || (place & 1) != DIR_ORIGINAL || mark == MARK_DSR)
 		return 0;
-	answers = mark == MARK_TELLS && dsr_read(skb, p, &t) && dsr_learn(skb, &t, index, life);
+	answers = mark == MARK_TELLS && dsr_read(skb, p, &t) &&
+		  dsr_learn(skb, &t, index, life, p->now);
 	if (answers && !(pair->flags & PAIR_ANSWERS))
 		__sync_fetch_and_or(&pair->flags, PAIR_ANSWERS);
 	if (!answers && pair->flags & PAIR_ANSWERS)

@@ -156,7 +156,11 @@ func TestAnswersGoBackWhereTheyCannotLeave(t *testing.T) {
 		if verdict != redirect || got.Src != h.sent.Dst || got.DstMAC.String() != nodeMAC(1).String() {
 			w.t.Errorf("forgotten: verdict %d for %v", verdict, got)
 		}
+		begin()
 		w.check(w.d.DeleteUplink(w.abroad.uplink.ifindex))
+		w.age(w.pairs()[0].Index, time.Second)
+		h.tell(h.follows())
+		h.back("the uplink is one no more", h.answers(), false)
 		w.flush()
 		h.tell(h.sent)
 		h.back("without an uplink", answerTo(h.seen), false)

@@ -21,7 +21,7 @@ const (
 	packetVnetHdr = 15
 )
 
-// complete does what a device does to a frame whose checksum is partial.
+// complete does what a device does to a frame whose checksum is partial: it adds up all of it.
 func complete(header, frame []byte) {
 	if header[0]&1 == 0 {
 		return
@@ -29,13 +29,9 @@ func complete(header, frame []byte) {
 	start := int(binary.NativeEndian.Uint16(header[6:]))
 	at := start + int(binary.NativeEndian.Uint16(header[8:]))
 	var sum uint32
-	end := 14 + int(binary.BigEndian.Uint16(frame[16:]))
-	if frame[14]>>4 == 6 {
-		end = 14 + 40 + int(binary.BigEndian.Uint16(frame[18:]))
-	}
-	for i := start; i < end; i += 2 {
+	for i := start; i < len(frame); i += 2 {
 		word := uint32(frame[i]) << 8
-		if i+1 < end {
+		if i+1 < len(frame) {
 			word |= uint32(frame[i+1])
 		}
 		sum += word

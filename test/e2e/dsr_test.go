@@ -11,19 +11,19 @@ import (
 	"time"
 )
 
-// short are times within which a test sees idle flows end.
+// short are times within which a test sees flows end of which no copies come.
 const short = "timeouts: {tcpFin: 1s, tcpEstablished: 1h, udp: 30s}"
 
 // newDirectPair is a pair of nodes with uplinks and a client outside, which knows the first one. Service web of
-// that one has its backend on the second, which may answer by itself.
-func newDirectPair(t *testing.T, extra ...string) (p pairOfNodes, client *place) {
+// that one has its backend on the second, which may answer by itself. more are further lines of the service.
+func newDirectPair(t *testing.T, more ...string) (p pairOfNodes, client *place) {
 	t.Helper()
-	c := newCluster(t, 2, v4, distinctSubnets, append([]string{"uplinks: [" + underlayDevice + "]"}, extra...)...)
+	c := newCluster(t, 2, v4, distinctSubnets, "uplinks: ["+underlayDevice+"]")
 	p = pairOfNodes{cluster: c, a: c.nodes[0], b: c.nodes[1]}
 	c.start()
 	p.server = p.b.container(t, "server", p.b.bridged())
 	p.server.serve(targetPort)
-	p.a.writeServices("web.yaml", service("web", vip(10), "dsr: true", short, remote(p.b, p.server.addr[:]...)))
+	p.a.writeServices("web.yaml", service("web", vip(10), append(more, "dsr: true", remote(p.b, p.server.addr[:]...))...))
 	p.a.waitForBackends("web", 4)
 	client = p.newClientOutside(t)
 	routeVIPs(client, p.a, 0)
@@ -190,7 +190,7 @@ func (p *place) echoes(t *testing.T, to netip.AddrPort, size int) {
 // Nothing has to come back by the tunnel, not even a word about flows: those that end are missed a while later.
 func TestDirectAnswersNeedNoTunnelBack(t *testing.T) {
 	t.Parallel()
-	p, client := newDirectPair(t)
+	p, client := newDirectPair(t, short)
 	p.withDirectBulk(t, 16<<20)
 	p.watchTunnel("DROP")
 	p.asks(t, client)
@@ -237,6 +237,33 @@ func TestDirectAnswersFallBackToTheChooser(t *testing.T) {
 	p.expectActive(t, 1, felt)
 }
 
+// Neither a process of the backend's node nor a container that nobody attached has a program in front of it, and
+// strict reverse path filters of both nodes have nothing to say.
+func TestAnyProcessAnswersClientsDirectly(t *testing.T) {
+	t.Parallel()
+	p, client := newDirectPair(t)
+	for _, n := range p.nodes {
+		n.strictReversePath()
+	}
+	plain := p.b.container(t, "plain", p.b.network("red", p.b.bridge("red0", p.b.subnets)))
+	plain.serve(targetPort)
+	own := [2]netip.Addr{underlayAddress(v4, 1), underlayAddress(v6, 1)}
+	p.b.serve(targetPort, own[:]...)
+	p.a.writeServices("all.yaml", "services:\n"+entry("process", vip(11), "dsr: true", remote(p.b, own[:]...))+
+		entry("plain", vip(12), "dsr: true", remote(p.b, plain.addr[:]...)))
+	p.a.waitForBackends("process", 4)
+	p.a.waitForBackends("plain", 4)
+	p.watchTunnel("DROP")
+	for i, server := range map[int]string{11: p.b.name, 12: plain.name} {
+		eachWay(t, func(t *testing.T, family int, proto string) {
+			c := client.mustDial(t, proto, front(vip(i), family), 0)
+			if a := client.mustHear(t, c); a.Server != server {
+				t.Errorf("%s answers, want %s", a.Server, server)
+			}
+		})
+	}
+}
+
 // Proxies may stop: those who know what packets say are programs.
 func TestDirectAnswersOutliveTheProxies(t *testing.T) {
 	t.Parallel()
@@ -263,10 +290,10 @@ func TestDirectAnswersOutliveTheProxies(t *testing.T) {
 // A drain waits for flows of which the node sees half, and no longer.
 func TestDrainWaitsForDirectFlows(t *testing.T) {
 	t.Parallel()
-	for name, verdict := range map[string]string{"with copies": "RETURN", "without": "DROP"} {
-		t.Run(name, func(t *testing.T) {
+	for verdict, more := range map[string][]string{"RETURN": nil, "DROP": {short}} { // with copies, and without
+		t.Run(verdict, func(t *testing.T) {
 			t.Parallel()
-			p, client := newDirectPair(t)
+			p, client := newDirectPair(t, more...)
 			c := client.mustDial(t, "tcp", front(vip(10), v4), 0)
 			client.mustHear(t, c)
 			p.watchTunnel(verdict)

@@ -25,7 +25,7 @@ type mutant struct {
 
 // items are the subjects that mutants are kept for. Each has one at least.
 var items = []string{
-	"hairpin", "icmp", "tcp-state", "rooms", "pairs", "sweep", "generations", "refusals", "udp",
+	"hairpin", "icmp", "tcp-state", "rooms", "pairs", "sweep", "generations", "refusals", "udp", "dsr",
 	"access", "fragments", "parse", "selection", "reconcile", "config", "drain",
 	"schedulers", "affinity", "latency", "counts", "outlier", "tunnel", "uplink",
 }

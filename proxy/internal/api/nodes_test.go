@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -31,6 +32,35 @@ func TestFlowsNameTheNodeOfTheirBackend(t *testing.T) {
 		}
 		if rows[0].Node != want {
 			t.Errorf("%+v: node %q, want %q", p, rows[0].Node, want)
+		}
+	}
+}
+
+// A flow of which one half is seen is kept by other times, and says so.
+func TestFlowsThatAreAnsweredDirectly(t *testing.T) {
+	at := netip.MustParseAddrPort
+	seen := datapath.Pair{Protocol: lb.UDP, State: datapath.FlowEstablished, DSR: true, BackendZone: 7, Packets: [2]uint64{2, 0}}
+	kept := seen
+	kept.Return = true // the backend's node sees both
+	once := seen
+	once.Packets[0] = 1
+	leaving := datapath.Pair{Protocol: lb.TCP, State: datapath.FlowEstablished, DSR: true, Leaving: true, BackendZone: 7}
+	times := datapath.DefaultTimeouts
+	for _, c := range []struct {
+		pair datapath.Pair
+		want time.Duration
+	}{{seen, times.UDPStream}, {kept, times.UDP}, {once, times.UDP}, {leaving, times.TCPFin}} {
+		v, m := apitest.NewView(), apitest.NewMaps()
+		p := c.pair
+		p.Client, p.VIP, p.Backend = at("192.0.2.200:40000"), at("198.51.100.10:80"), at("192.0.2.7:80")
+		m.PairValues = []datapath.Pair{p}
+		status, body := ask(newServer(v, m).Handler(), http.MethodGet, "/api/v1/conntrack", "")
+		var rows []api.Flow
+		if err := json.Unmarshal([]byte(body), &rows); err != nil || status != http.StatusOK || len(rows) != 1 {
+			t.Fatalf("status %d, %s", status, body)
+		}
+		if got := time.Duration(rows[0].ExpiresSeconds) * time.Second; !rows[0].DSR || got != c.want {
+			t.Errorf("%+v: %+v, want %v", c.pair, rows[0], c.want)
 		}
 	}
 }

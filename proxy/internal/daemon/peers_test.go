@@ -32,14 +32,14 @@ func TestPeersAreAllNodesButThisOne(t *testing.T) {
 	if len(got) != 2 || got[0].Name != "b" || got[1].Name != "c" {
 		t.Fatalf("peers %+v", got)
 	}
-	if b := got[0]; b.MAC != overlay.MAC(address("192.0.2.2")) || b.SNAT != datapath.SNATCheck || b.MTU != 0 {
+	if b := got[0]; b.MAC != overlay.MAC(address("192.0.2.2")) || b.SNAT != datapath.SNATCheck || b.MTU != 0 || !b.DSR {
 		t.Errorf("b is %+v", b)
 	}
 	// Neither address is one of the machine that the test runs on.
 	if way == nil || !strings.Contains(way.Error(), "node b: find the way to 192.0.2.2: ") {
 		t.Errorf("the ways are %v", way)
 	}
-	if c := got[1]; c.MAC != [6]byte{2, 0, 0, 0, 0, 12} || c.SNAT != datapath.SNATAlways {
+	if c := got[1]; c.MAC != [6]byte{2, 0, 0, 0, 0, 12} || c.SNAT != datapath.SNATAlways || c.DSR { // without tclb
 		t.Errorf("c is %+v", c)
 	}
 }

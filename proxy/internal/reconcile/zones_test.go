@@ -157,3 +157,18 @@ func TestVIPsSayWhoAnswersForThem(t *testing.T) {
 	set(state.Outside{})
 	check("nobody", false, false)
 }
+
+func TestServicesSayWhetherTheirBackendsAnswerDirectly(t *testing.T) {
+	n := newNode(t, datapath.Sizes{})
+	for _, on := range []bool{false, true, false} {
+		s := web("a", "10.96.0.1", 1)
+		s.DSR = on
+		n.apply([]lb.Service{s})
+		n.ok()
+		for key, f := range n.frontends() {
+			if want := on && f.Kind == datapath.KindService; f.DSR != want {
+				t.Errorf("%v: dsr is %v, want %v", key, f.DSR, want)
+			}
+		}
+	}
+}
