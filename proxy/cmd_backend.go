@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
 )
 
@@ -21,8 +22,8 @@ func newBackend(a *app) *cobra.Command {
 		Short: "List backends, drain them, change their weight",
 		Long: `List backends, drain them, change their weight.
 
-ADDRESS is an address, NODE/ADDRESS, or the id or name of an attached container. A drain or a
-weight set here wins over the services file and survives reloads and restarts.`,
+ADDRESS is an address, NODE/ADDRESS, DEVICE.ID/ADDRESS of one in a VLAN, or the id or name of an
+attached container. A drain or a weight set here wins over the services file and survives reloads and restarts.`,
 		RunE: group,
 	}
 	cmd.AddCommand(newBackendList(a), newBackendDrain(a), newBackendUndrain(a), newBackendWeight(a))
@@ -34,12 +35,20 @@ var backendColumns = []column[api.Backend]{
 	{"ADDRESS", func(b api.Backend) string { return b.Address.String() }},
 	{"PORT", func(b api.Backend) string { return strconv.Itoa(int(b.Port)) }},
 	{"PROTOCOL", func(b api.Backend) string { return b.Protocol }},
-	{"NODE", func(b api.Backend) string { return b.Node }},
+	{"NODE", nodeOrVLAN},
 	{"WEIGHT", func(b api.Backend) string { return strconv.Itoa(b.Weight) }},
 	{"STATE", func(b api.Backend) string { return b.State }},
 	{"ACTIVE", func(b api.Backend) string { return strconv.FormatUint(b.ActiveConnections, 10) }},
 	{"TOTAL", func(b api.Backend) string { return strconv.FormatUint(b.TotalConnections, 10) }},
 	{"LOCAL", func(b api.Backend) string { return yesNo(b.Local) }},
+}
+
+// nodeOrVLAN is where a backend's address is unique.
+func nodeOrVLAN(b api.Backend) string {
+	if b.VLAN == nil {
+		return b.Node
+	}
+	return lb.VLAN{Device: b.VLAN.Device, ID: b.VLAN.ID}.Name()
 }
 
 func newBackendList(a *app) *cobra.Command {

@@ -87,6 +87,21 @@ func (w *world) trunkWires() (k *wires, far uint32) {
 	return k, far
 }
 
+// cut returns a frame's fragments in an order, or with nil the frame as it is.
+func (w *world) cut(frame []byte, order []int) [][]byte {
+	w.t.Helper()
+	if order == nil {
+		return [][]byte{frame}
+	}
+	pieces, err := packet.Fragments(frame, 600, datagrams.Add(1))
+	w.check(err)
+	out := make([][]byte, len(order))
+	for i, piece := range order {
+		out[i] = pieces[piece]
+	}
+	return out
+}
+
 // goesTo says whether a frame goes from anywhere to an address.
 func goesTo(a netip.Addr) func(frame []byte) bool {
 	return func(frame []byte) bool {
@@ -107,10 +122,9 @@ func TestTagsOnTheWire(t *testing.T) {
 			s.Payload, s.SrcMAC, s.DstMAC = bytes.Repeat([]byte("request."), 150), w.client.mac, k.container.Attrs().HardwareAddr
 			whole, err := s.Build()
 			w.check(err)
-			pieces, err := packet.Fragments(whole, 600, datagrams.Add(1))
-			w.check(err)
 			var request packet.Spec
-			for _, frames := range [][][]byte{{whole}, {pieces[0], pieces[1], pieces[2]}, {pieces[2], pieces[1], pieces[0]}} {
+			for _, order := range [][]int{nil, {0, 1, 2}, {2, 1, 0}} {
+				frames := w.cut(whole, order)
 				for _, frame := range frames {
 					w.check(unix.Sendto(k.within, frame, 0, &unix.SockaddrLinklayer{Ifindex: int(k.inside), Halen: 6}))
 				}
@@ -123,8 +137,6 @@ func TestTagsOnTheWire(t *testing.T) {
 						request = got
 					}
 				}
-				pieces, err = packet.Fragments(whole, 600, datagrams.Add(1))
-				w.check(err)
 			}
 			if request.Dst != target || request.Src.Addr() != sources[family] {
 				t.Errorf("the request is %v", request)
@@ -137,9 +149,8 @@ func TestTagsOnTheWire(t *testing.T) {
 			answer.SrcMAC, answer.DstMAC, answer.Payload = w.abroad.trunk.mac, w.abroad.trunkMAC, bytes.Repeat([]byte("answer.."), 150)
 			back, err := answer.Build()
 			w.check(err)
-			pieces, err = packet.Fragments(back, 600, datagrams.Add(1))
-			w.check(err)
-			for _, frames := range [][][]byte{{back}, {pieces[2], pieces[0], pieces[1]}} {
+			for _, order := range [][]int{nil, {2, 0, 1}} {
+				frames := w.cut(back, order)
 				for _, frame := range frames {
 					w.transmit(int(far), frame)
 				}

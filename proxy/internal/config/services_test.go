@@ -158,6 +158,8 @@ func TestEachMistakeInAServiceHasItsFinding(t *testing.T) {
 		{"vlan id", "id: 100", "id: 4095", `14:54: services[0].backends[3].vlan.id: id 4095 is out of range: want 1 to 4094`},
 		{"vlan device", "device: eth1", "device: eth1.100.too.long", `14:44: services[0].backends[3].vlan.device: device "eth1.100.too.long" is no device name: 1 to 15 characters without / : and spaces`},
 		{"vlan mac of a group", "02:00:5e", "01:00:5e", `14:64: services[0].backends[3].vlan.mac: mac "01:00:5e:10:00:01" is a group address: want one host's`},
+		{"vlan and node", "10.89.0.7, node: node-b", "10.89.0.7, node: node-b, vlan: {device: eth1, id: 5}", `12:32: services[0].backends[1].node: backend 10.89.0.7 has a node and a vlan: leave out node, every node reaches it by a device of its own`},
+		{"backend twice in a vlan", "10.89.0.7, node: node-b", "198.51.100.8, vlan: {device: eth1, id: 100}", `14:15: services[0].backends[3].address: backend 198.51.100.8 in VLAN eth1.100 is given twice: first on line 12`},
 
 		{"members: yes", "members: false", "members: yes", `15:12: services[0].members: members "yes" is neither true nor false: write true or false, without quotes`},
 		{"network twice", "[shop]", "[shop, shop]", `16:20: services[0].networks[1]: shop is given twice: first on line 16`},
@@ -186,6 +188,24 @@ func TestEachMistakeInAServiceHasItsFinding(t *testing.T) {
 			f := ParseServices("web.yaml", "web.yaml", []byte(strings.Replace(valid, tt.old, tt.new, 1)))
 			expect(t, f.Findings, "web.yaml:"+tt.want)
 		})
+	}
+}
+
+// VLANs may have the same addresses, and the link may too.
+func TestOneAddressInSeveralVLANs(t *testing.T) {
+	f := ParseServices("f", "f", []byte(`services:
+- name: a
+  ports: [{port: 80}]
+  backends:
+  - {address: 198.51.100.8, vlan: {device: eth1, id: 100}}
+  - {address: 198.51.100.8, vlan: {device: eth1, id: 200}}
+  - {address: 198.51.100.8, vlan: {device: eth2, id: 100}}
+  - {address: 198.51.100.8}
+  - {address: 198.51.100.8, node: node-b}
+`))
+	expect(t, f.Findings, "")
+	if n := len(f.Services[0].Service.Backends); n != 5 {
+		t.Errorf("%d backends", n)
 	}
 }
 

@@ -202,3 +202,15 @@ func TestRestartRemembersWhoIsUnhealthy(t *testing.T) {
 		t.Errorf("the checker knows %+v, the store has revision %d", r, store.Snapshot().Revision)
 	}
 }
+
+// Sockets do not reach into VLANs.
+func TestBackendsInVLANsAreNotProbed(t *testing.T) {
+	plain := state.Backend{Backend: lb.Backend{Address: netip.MustParseAddr("198.51.100.1"), Weight: 1}}
+	tagged := plain
+	tagged.VLAN = lb.VLAN{Device: "eth1", ID: 100}
+	svc := &state.Service{Backends: []state.Backend{plain, tagged}}
+	svc.Spec.HealthCheck = lb.HealthCheck{Type: "tcp", Port: 80}
+	if got := new(checks).targets(svc); len(got) != 1 || got[0].Address != plain.Address {
+		t.Errorf("probed: %+v", got)
+	}
+}

@@ -16,6 +16,8 @@ func TestPinsSayWhichProgramRunsThere(t *testing.T) {
 		uplinkPin("eth0") + uplinkOut:         datapath.ToUplink,
 		uplinkPin("a-in") + uplinkIn:          datapath.FromUplink,
 		uplinkPin("b-out") + uplinkOut:        datapath.ToUplink,
+		trunkPin("eth0.7"):                    datapath.FromTrunk,
+		trunkPin("a-in"):                      datapath.FromTrunk,
 		"host":                                "",
 		"uplink-en%2e7" + uplinkIn:            datapath.FromUplink,
 		"something that is not ours, perhaps": "",

@@ -172,3 +172,43 @@ func TestServicesSayWhetherTheirBackendsAnswerDirectly(t *testing.T) {
 		}
 	}
 }
+
+// vlans makes backends in VLANs of eth1 reachable, by the zones that their VLANs have.
+func (n *node) vlans(address string, zones map[uint16]uint16) {
+	n.t.Helper()
+	v := &state.VLANs{Ways: map[lb.VLAN]state.Way{}, Hosts: map[state.VLANHost]string{}}
+	for id, zone := range zones {
+		link := lb.VLAN{Device: "eth1", ID: id}
+		v.Ways[link], v.Hosts[state.VLANHost{VLAN: link, Address: addr(address)}] = state.Way{Zone: zone}, ""
+	}
+	n.store.SetVLANs(v)
+}
+
+// One address in two VLANs is two backends, neither of which is tracked as such here.
+func TestBackendsInVLANsServeByZone(t *testing.T) {
+	n := newNode(t, datapath.Sizes{})
+	s := both(0)
+	for _, id := range []uint16{100, 200} {
+		s.Backends = append(s.Backends, lb.Backend{Address: addr("198.51.100.9"), Weight: 100, VLAN: lb.VLAN{Device: "eth1", ID: id}})
+	}
+	n.vlans("198.51.100.9", map[uint16]uint16{100: 4100, 200: 4200})
+	n.apply([]lb.Service{s})
+	n.ok()
+	before, slots := n.zones(), n.slots()
+	if len(before) != 2 || before[4100] == 0 || before[4200] == 0 || slots[4100] < 40 || slots[4200] < 40 {
+		t.Fatalf("backends by zone: %v, slots %v", before, slots)
+	}
+	for key, f := range n.frontends() {
+		if f.Kind == datapath.KindBackend {
+			t.Errorf("%v is tracked", key)
+		}
+	}
+	n.start()
+	n.vlans("198.51.100.9", map[uint16]uint16{100: 4100, 200: 4200})
+	n.maps.Writes()
+	n.apply([]lb.Service{s})
+	n.ok()
+	if w := n.maps.Writes(); w != 0 || n.zones()[4100] != before[4100] {
+		t.Errorf("a restart makes %d writes: %v, were %v", w, n.zones(), before)
+	}
+}

@@ -69,8 +69,6 @@ func (Links) Device(name string) (Device, error) {
 		return Device{}, fmt.Errorf("device %s is no Ethernet device", name)
 	case dev.Flags&net.FlagUp == 0:
 		return Device{}, fmt.Errorf("device %s is down", name)
-	case dev.Flags&net.FlagRunning == 0:
-		return Device{}, fmt.Errorf("device %s has no carrier", name)
 	}
 	out := Device{Ifindex: uint32(dev.Index), MAC: [6]byte(dev.HardwareAddr), MTU: uint32(dev.MTU)}
 	addrs, err := dev.Addrs()
