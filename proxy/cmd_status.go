@@ -43,6 +43,9 @@ func (a *app) printStatus(st api.Status) error {
 	if st.HostStack {
 		mode += ", host stack"
 	}
+	if st.ModeReason != "" {
+		mode += " (" + st.ModeReason + ")"
+	}
 	line("Name:", "%s", st.Name)
 	line("Address:", "%s", cell(addressOrNone(st.Address)))
 	line("Version:", "%s", st.Version)

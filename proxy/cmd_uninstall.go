@@ -21,7 +21,7 @@ import (
 
 // runFiles are what tclb makes in the run directory, the lock of the proxy last. The state
 // directory may lie there as well, and stays.
-var runFiles = []string{api.SocketName, "sizes.json", ".sizes.json", "health.json", ".health.json", "endpoints", "locks", lockFile}
+var runFiles = []string{api.SocketName, "sizes.json", ".sizes.json", "health.json", ".health.json", "mode", ".mode", "endpoints", "locks", lockFile}
 
 func newUninstall(a *app) *cobra.Command {
 	return &cobra.Command{

@@ -37,6 +37,9 @@ func nodeNotes(n view.Node) []string {
 	if n.Plain {
 		out = append(out, "a plain VXLAN peer: not probed")
 	}
+	if n.NoTunnel {
+		out = append(out, "not reached: this node is in userspace mode, which has no tunnel")
+	}
 	if n.MTUBlackHole {
 		out = append(out, fmt.Sprintf("mtu-blackhole: packets of %d bytes are lost: set tunnel.mtu lower, or correct the network's", n.MTU))
 	}
@@ -50,7 +53,7 @@ func nodeNotes(n view.Node) []string {
 func nodeProblems(nodes []Node) []string {
 	var out []string
 	for _, n := range nodes {
-		if !n.Reachable {
+		if !n.Reachable && len(n.Notes) == 0 {
 			line := fmt.Sprintf("node %s (%s) is unreachable", n.Name, n.Address)
 			if n.Since != nil {
 				line += " since " + n.Since.Format(time.RFC3339)
