@@ -58,6 +58,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 		{pkg: "pkg/sched", only: []string{module + "/pkg/lb"}, not: []string{"log/slog", "net/http"}},
 		{pkg: "pkg/packet", only: []string{"github.com/gopacket/gopacket", module + "/pkg/lb"}, not: kernel},
 		{pkg: "pkg/datapath", not: inModule("pkg/registry", "pkg/overlay", "proxy", "plugin")},
+		{pkg: "pkg/datapath/memory", only: inModule("pkg/datapath", "pkg/lb")},
 		{pkg: "pkg/attach", not: inModule("pkg/registry", "pkg/overlay", "proxy", "plugin")},
 		{pkg: "pkg/registry", not: append(inModule("pkg/datapath", "pkg/attach", "proxy", "plugin"), kernel...)},
 		{pkg: "pkg/overlay", not: append(inModule("bpf", "pkg/datapath", "pkg/attach", "pkg/registry", "proxy", "plugin"), "github.com/cilium/ebpf")},
@@ -66,6 +67,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 		{pkg: "proxy/internal/cluster", not: append(inModule("pkg/datapath", "pkg/attach", "proxy/internal/reconcile"), kernel...)},
 		{pkg: "proxy/internal/reconcile", not: []string{"go.etcd.io", "go.uber.org"}},
 		{pkg: "proxy/internal/relay", only: []string{module + "/pkg/lb", "golang.org/x/sys/unix"}},
+		{pkg: "proxy/internal/userspace", only: inModule("pkg/datapath", "pkg/lb", "pkg/sched"), not: []string{"github.com/vishvananda/netlink", "net/http"}},
 		{pkg: "proxy/internal/state", not: []string{"go.etcd.io", "go.uber.org"}},
 	}
 	packages := list(t, "./...")

@@ -65,11 +65,8 @@ func frontendKeyFrom(k bpf.MapsFrontendKey) lb.Frontend {
 func frontendTo(f Frontend) bpf.MapsFrontend {
 	v := bpf.MapsFrontend{
 		Service: f.Service, Epoch: f.Epoch, Kind: uint8(f.Kind), Scheduler: uint8(f.Scheduler),
-		Table: f.Table.Offset, TableLen: f.Slots, Narrow: f.Narrow, Members: f.Members.Offset, MembersLen: f.Members.Len,
+		Table: f.Table.Offset, TableLen: f.TableSlots(), Narrow: f.Narrow, Members: f.Members.Offset, MembersLen: f.Members.Len,
 		Group: f.Group, Weight: f.Weight, Head: f.Head,
-	}
-	if f.Slots == 0 {
-		v.TableLen = f.Table.Len
 	}
 	set := func(on bool, flag bpf.MapsFrontendFlag) {
 		if on {

@@ -65,6 +65,16 @@ var dropNames = [bpf.MapsDropReasonDROP_REASONS]string{
 	bpf.MapsDropReasonDROP_TUNNEL_CARGO:  "tunnel-cargo",
 }
 
+// The reasons that a proxy refuses flows for by itself, where it carries them.
+const (
+	DropNoFrontend   = DropReason(bpf.MapsDropReasonDROP_NO_FRONTEND)
+	DropNoBackend    = DropReason(bpf.MapsDropReasonDROP_NO_BACKEND)
+	DropNotAllowed   = DropReason(bpf.MapsDropReasonDROP_NOT_ALLOWED)
+	DropBackendGone  = DropReason(bpf.MapsDropReasonDROP_BACKEND_GONE)
+	DropFull         = DropReason(bpf.MapsDropReasonDROP_CT_FULL)
+	DropSecondChance = DropReason(bpf.MapsDropReasonDROP_SECOND_CHANCE)
+)
+
 // String returns the reason's word in metrics and listings.
 func (r DropReason) String() string {
 	if int(r) < len(dropNames) && dropNames[r] != "" {

@@ -20,13 +20,10 @@ func Pack(slots []uint32, seats int) (positions []uint32, narrow uint8) {
 
 // Unpack returns the slots of a frontend's table, whose positions were read from the arena.
 func (f *Frontend) Unpack(positions []uint32) []uint32 {
-	slots := make([]uint32, max(f.Slots, f.Table.Len))
-	if f.Slots > 0 {
-		slots = slots[:f.Slots]
-	}
+	slots := make([]uint32, f.TableSlots())
 	for slot := range slots {
 		if at := slot >> f.Narrow; at < len(positions) {
-			slots[slot] = positions[at] >> shift(slot, f.Narrow) & uint32(1<<(32>>f.Narrow)-1)
+			slots[slot] = f.Seat(uint32(slot), positions[at])
 		}
 	}
 	return slots
@@ -37,3 +34,19 @@ func shift(slot int, narrow uint8) int { return slot & (1<<narrow - 1) * (32 >> 
 
 // packedLen is how many positions that many slots take.
 func packedLen(slots uint32, narrow uint8) uint32 { return (slots + 1<<narrow - 1) >> narrow }
+
+// Position returns where in the arena a slot of a frontend's table is.
+func (f *Frontend) Position(slot uint32) uint32 { return f.Table.Offset + slot>>f.Narrow }
+
+// Seat returns the seat in a slot, out of what its position holds.
+func (f *Frontend) Seat(slot, position uint32) uint32 {
+	return position >> shift(int(slot), f.Narrow) & uint32(1<<(32>>f.Narrow)-1)
+}
+
+// TableSlots returns how many slots a frontend's table has.
+func (f *Frontend) TableSlots() uint32 {
+	if f.Slots == 0 {
+		return f.Table.Len
+	}
+	return f.Slots
+}

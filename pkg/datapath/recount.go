@@ -24,16 +24,35 @@ const recounts = 4
 // recountPause lies between two walks that disagree with the counters.
 const recountPause = 50 * time.Millisecond
 
-// tally is what one walk found of a backend, or the difference to its counters.
-type tally struct{ active, load int64 }
+// Tally is what counters say of a backend's connections, what one walk found, or the difference.
+type Tally struct{ Active, Load int64 }
+
+// Counter is what is counted for a backend of a generation, and the group that its load counts in.
+type Counter struct {
+	Gen, Group uint32
+	Tally
+}
+
+// Ledger is what a recount compares.
+type Ledger interface {
+	// Counters returns what is counted, by backend id.
+	Counters() (map[uint32]Counter, error)
+	// Walk counts flows by backend, from their records alone: those of the generations in counters.
+	Walk(counters map[uint32]Counter) (map[uint32]Tally, error)
+	// GroupLoads returns the load of each group that has one or that backends are in. Id 0 is no group.
+	GroupLoads() (map[uint32]int64, error)
+}
 
 // Recount counts the connections of every backend anew, from the records of the pairs alone, and
-// compares. What differs is looked at again: only what lies on the same side each time is a
-// difference, by the least that was seen. Packets may flow meanwhile.
-func (d *Datapath) Recount() (Drift, error) {
-	var drift map[uint32]tally
+// compares. Packets may flow meanwhile.
+func (d *Datapath) Recount() (Drift, error) { return Recount(ledger{d}) }
+
+// Recount compares a ledger's counters with its flows. What differs is looked at again: only what lies
+// on the same side each time is a difference, by the least that was seen.
+func Recount(l Ledger) (Drift, error) {
+	var drift map[uint32]Tally
 	for i := range recounts {
-		seen, err := d.recountOnce()
+		seen, err := recountOnce(l)
 		if err != nil {
 			return Drift{}, err
 		}
@@ -41,8 +60,8 @@ func (d *Datapath) Recount() (Drift, error) {
 			drift = seen
 		}
 		for id, t := range drift {
-			t.active, t.load = agreed(t.active, seen[id].active), agreed(t.load, seen[id].load)
-			if drift[id] = t; t == (tally{}) {
+			t.Active, t.Load = agreed(t.Active, seen[id].Active), agreed(t.Load, seen[id].Load)
+			if drift[id] = t; t == (Tally{}) {
 				delete(drift, id)
 			}
 		}
@@ -53,11 +72,11 @@ func (d *Datapath) Recount() (Drift, error) {
 	}
 	out := Drift{}
 	for id, t := range drift {
-		out.Active += uint64(max(t.active, -t.active))
-		out.Load += uint64(max(t.load, -t.load))
+		out.Active += uint64(max(t.Active, -t.Active))
+		out.Load += uint64(max(t.Load, -t.Load))
 		out.IDs = append(out.IDs, id)
 	}
-	groups, err := d.recountGroups()
+	groups, err := recountGroups(l)
 	out.Groups = groups
 	return out, err
 }
@@ -75,30 +94,30 @@ func agreed(a, b int64) int64 {
 
 // recountOnce returns by how much each backend's counters differ from one walk. Counters are read before
 // and after it: what lies between is no difference.
-func (d *Datapath) recountOnce() (map[uint32]tally, error) {
-	before, err := d.counters()
+func recountOnce(l Ledger) (map[uint32]Tally, error) {
+	before, err := l.Counters()
 	if err != nil {
 		return nil, err
 	}
-	found, err := d.walkPairs(before)
+	found, err := l.Walk(before)
 	if err != nil {
 		return nil, err
 	}
-	after, err := d.counters()
+	after, err := l.Counters()
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[uint32]tally)
+	out := make(map[uint32]Tally)
 	for id, is := range after {
 		was, known := before[id]
-		if !known || was.gen != is.gen {
+		if !known || was.Gen != is.Gen {
 			continue
 		}
-		t := tally{
-			active: outside(found[id].active, was.active, is.active),
-			load:   outside(found[id].load, was.load, is.load),
+		t := Tally{
+			Active: outside(found[id].Active, was.Active, is.Active),
+			Load:   outside(found[id].Load, was.Load, is.Load),
 		}
-		if t != (tally{}) {
+		if t != (Tally{}) {
 			out[id] = t
 		}
 	}
@@ -116,67 +135,23 @@ func outside(found, a, b int64) int64 {
 	return 0
 }
 
-// counter is what the datapath says of a backend.
-type counter struct {
-	gen, group uint32
-	tally
-}
-
-func (d *Datapath) counters() (map[uint32]counter, error) {
-	out := make(map[uint32]counter)
-	err := each(d, bpf.MapsMapBackends, 1, math.MaxUint32, func(id uint32, b *bpf.MapsBackend) bool {
-		if gen := atomic.LoadUint32(&b.Gen); gen != 0 {
-			s := d.BackendStat(id)
-			out[id] = counter{gen, b.Group, tally{int64(int32(s.Active)), int64(int32(s.Load))}}
-		}
-		return true
-	})
-	return out, err
-}
-
-// walkPairs counts pairs by backend, those of the present generation.
-func (d *Datapath) walkPairs(backends map[uint32]counter) (map[uint32]tally, error) {
-	out := make(map[uint32]tally)
-	err := each(d, bpf.MapsMapCtPairs, 0, math.MaxUint32, func(_ uint32, p *bpf.MapsCtPair) bool {
-		life := atomic.LoadUint32(&p.Life)
-		if life&1 == 0 {
-			return true
-		}
-		id, gen, state := p.Backend, p.BackendGen, FlowState(atomic.LoadUint32(&p.State))
-		if id == 0 || backends[id].gen != gen || atomic.LoadUint32(&p.Life) != life {
-			return true
-		}
-		t := out[id]
-		switch state {
-		case FlowEstablished:
-			t.active++
-			t.load++
-		case FlowOpening:
-			t.load++
-		}
-		out[id] = t
-		return true
-	})
-	return out, err
-}
-
 // recountGroups compares groups with their backends, the same way.
-func (d *Datapath) recountGroups() (uint64, error) {
+func recountGroups(l Ledger) (uint64, error) {
 	var drift map[uint32]int64
 	for i := range recounts {
-		before, err := d.groupLoads()
+		before, err := l.GroupLoads()
 		if err != nil {
 			return 0, err
 		}
 		sums := make(map[uint32]int64)
-		counters, err := d.counters()
+		counters, err := l.Counters()
 		if err != nil {
 			return 0, err
 		}
 		for _, c := range counters {
-			sums[c.group] += c.load
+			sums[c.Group] += c.Load
 		}
-		after, err := d.groupLoads()
+		after, err := l.GroupLoads()
 		if err != nil {
 			return 0, err
 		}
@@ -204,10 +179,57 @@ func (d *Datapath) recountGroups() (uint64, error) {
 	return sum, nil
 }
 
-// groupLoads returns the load of each group that has one or that backends are in. Id 0 is no group.
-func (d *Datapath) groupLoads() (map[uint32]int64, error) {
+// ledger reads the maps.
+type ledger struct{ d *Datapath }
+
+// Counters reads the records of backends and what is counted for them.
+func (l ledger) Counters() (map[uint32]Counter, error) {
+	out := make(map[uint32]Counter)
+	err := each(l.d, bpf.MapsMapBackends, 1, math.MaxUint32, func(id uint32, b *bpf.MapsBackend) bool {
+		if gen := atomic.LoadUint32(&b.Gen); gen != 0 {
+			s := l.d.BackendStat(id)
+			out[id] = Counter{gen, b.Group, Tally{int64(int32(s.Active)), int64(int32(s.Load))}}
+		}
+		return true
+	})
+	return out, err
+}
+
+// Walk counts pairs by backend, those of the present generation.
+func (l ledger) Walk(counters map[uint32]Counter) (map[uint32]Tally, error) {
+	out := make(map[uint32]Tally)
+	err := each(l.d, bpf.MapsMapCtPairs, 0, math.MaxUint32, func(_ uint32, p *bpf.MapsCtPair) bool {
+		life := atomic.LoadUint32(&p.Life)
+		if life&1 == 0 {
+			return true
+		}
+		id, gen, state := p.Backend, p.BackendGen, FlowState(atomic.LoadUint32(&p.State))
+		if id == 0 || counters[id].Gen != gen || atomic.LoadUint32(&p.Life) != life {
+			return true
+		}
+		t := out[id]
+		t.Add(state)
+		out[id] = t
+		return true
+	})
+	return out, err
+}
+
+// Add takes in a flow by its state.
+func (t *Tally) Add(state FlowState) {
+	switch state {
+	case FlowEstablished:
+		t.Active++
+		t.Load++
+	case FlowOpening:
+		t.Load++
+	}
+}
+
+// GroupLoads reads the groups.
+func (l ledger) GroupLoads() (map[uint32]int64, error) {
 	out := make(map[uint32]int64)
-	err := each(d, bpf.MapsMapGroups, 1, math.MaxUint32, func(id uint32, g *bpf.MapsGroup) bool {
+	err := each(l.d, bpf.MapsMapGroups, 1, math.MaxUint32, func(id uint32, g *bpf.MapsGroup) bool {
 		if load := atomic.LoadInt64(&g.Load); load != 0 {
 			out[id] = load
 		}
@@ -216,9 +238,9 @@ func (d *Datapath) groupLoads() (map[uint32]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = each(d, bpf.MapsMapBackends, 1, math.MaxUint32, func(_ uint32, b *bpf.MapsBackend) bool {
+	err = each(l.d, bpf.MapsMapBackends, 1, math.MaxUint32, func(_ uint32, b *bpf.MapsBackend) bool {
 		if _, ok := out[b.Group]; !ok && b.Group != 0 {
-			out[b.Group] = d.Group(b.Group).Load
+			out[b.Group] = l.d.Group(b.Group).Load
 		}
 		return true
 	})

@@ -7,14 +7,12 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,15 +20,12 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/cluster"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/health"
-	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/outlier"
-	"github.com/tc-loadbalancer/tclb/proxy/internal/reach"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/runtimes"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/source"

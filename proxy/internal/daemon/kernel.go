@@ -14,7 +14,6 @@ import (
 
 	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
-	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reach"

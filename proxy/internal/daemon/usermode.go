@@ -54,7 +54,7 @@ func (p *proxy) loadUserspace(reason string) error {
 		return errPinned
 	}
 	u := &userMode{proxy: p, reason: reason, failed: make(map[string]view.ServiceError)}
-	u.maps = userspace.New(sizesOf(p.config.Load()))
+	u.maps = userspace.New(sizesOf(p.config.Load()), time.Now)
 	p.mode = u
 	return nil
 }
@@ -68,16 +68,7 @@ func (p *userMode) tables() Datapath { return p.maps }
 func (p *userMode) close() error { return nil }
 
 func (p *userMode) newReaper() (*sweep.Reaper, error) {
-	return sweep.NewReaper(nobody{}, p.dir, "", p.Log)
-}
-
-// nobody is the record of attached containers where nothing is attached.
-type nobody struct{}
-
-func (nobody) RetireEndpoint(uint32, []netip.Addr) (int, error) { return 0, nil }
-func (nobody) DeleteEndpoint(datapath.EndpointKey) error        { return nil }
-func (nobody) Endpoints() (map[datapath.EndpointKey]datapath.Endpoint, error) {
-	return nil, nil
+	return sweep.NewReaper(p.maps, p.dir, "", p.Log)
 }
 
 // prepare implements mode. There are no nodes that connections could be sent to: backends of others have no place.
@@ -300,13 +291,3 @@ func (p *userMode) apart() []string {
 	return elsewhere(s, "and userspace mode has no way to other nodes: it gets no connections from here")
 }
 
-// balancer lends the tables to the relay, which knows interfaces alone.
-type balancer struct{ maps *userspace.Maps }
-
-func (b balancer) Begin(front lb.Frontend, client netip.AddrPort, gone func()) (relay.Flow, error) {
-	f, err := b.maps.Begin(front, client, gone)
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
-}

@@ -72,8 +72,7 @@ func NewView() *View {
 	}
 	empty := lb.Service{Name: "empty", VIPs: []netip.Addr{addr("198.51.100.99")}, Ports: []lb.Port{{Protocol: lb.TCP, Port: 9, TargetPort: 9}}}
 	return &View{
-		ModeValue:   view.Mode{Name: config.ModeEBPF},
-		NodeValue:   view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
+		ModeValue: view.Mode{Name: config.ModeEBPF}, NodeValue: view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
 		PeerValues:  peers(),
 		TunnelValue: view.Tunnel{PacketsIn: 300, PacketsOut: 200, BytesIn: 30000, BytesOut: 20000},
 		ConfigValue: config.Default(),
