@@ -12,15 +12,19 @@ import (
 const (
 	// A worker that finds a queue of clients takes more of them at a time, up to this many.
 	acceptsAtOnce = 64
-	// A connection goes to the thread with the fewest when its own has this many more, and a quarter.
-	imbalance = 16
+	// A connection is handed to the worker with the fewest when its own has so many more.
+	imbalance = 2
 )
 
-// tcpListener is a socket that all workers accept from. One socket, so that a port has one owner: several with
-// SO_REUSEPORT would lose clients whenever one of them is closed, and would not notice another process.
-type tcpListener struct {
+// acceptor is a TCP frontend's socket. One worker accepts, and hands on what is too much for it: woken for the
+// same client, the others would come for nothing every other time. There is one socket, so that a port has
+// one owner: several with SO_REUSEPORT would not notice another process.
+type acceptor struct {
+	w     *worker
 	front lb.Frontend
 	fd    int
+	slot  uint32
+	take  int // at a time
 }
 
 func (r *Relay) listenTCP(front lb.Frontend) (listener, error) {
@@ -33,59 +37,35 @@ func (r *Relay) listenTCP(front lb.Frontend) (listener, error) {
 		closeSocket(fd)
 		return nil, bindError(front, err)
 	}
-	l := &tcpListener{front, fd}
-	errs := make(chan error, len(r.workers))
-	r.everywhere(func(w *worker) {
-		if errno := w.accept(l); errno != 0 {
-			errs <- fmt.Errorf("watch the socket of %s: %w", front, errno)
-		}
-	})
-	select {
-	case err := <-errs:
-		l.remove(r)
-		return nil, err
-	default:
-		return l, nil
+	a := &acceptor{w: r.next(), front: front, fd: fd, take: 1}
+	var errno unix.Errno
+	a.w.do(func() { errno = a.begin() })
+	if errno != 0 {
+		closeSocket(fd)
+		return nil, fmt.Errorf("watch the socket of %s: %w", front, errno)
 	}
+	return a, nil
 }
 
-// remove closes the socket when no worker uses it any more: its number may be another socket's then.
-func (l *tcpListener) remove(r *Relay) {
-	r.everywhere(func(w *worker) { w.acceptNoMore(l) })
-	closeSocket(l.fd)
-}
-
-// acceptor is a worker's view of a listener.
-type acceptor struct {
-	w    *worker
-	l    *tcpListener
-	slot uint32
-	take int // at a time
-}
-
-func (w *worker) accept(l *tcpListener) unix.Errno {
-	a := &acceptor{w: w, l: l, take: 1}
-	a.slot = w.add(a)
-	w.acceptors = append(w.acceptors, a)
-	if w.resume != 0 {
+func (a *acceptor) begin() unix.Errno {
+	a.slot = a.w.add(a)
+	a.w.acceptors = append(a.w.acceptors, a)
+	if a.w.resume != 0 {
 		return 0
 	}
 	return a.watch()
 }
 
-// watch waits for clients. Each of them wakes one worker.
 func (a *acceptor) watch() unix.Errno {
-	return a.w.watch(a.l.fd, a.slot, clientSide, unix.EPOLLIN|unix.EPOLLEXCLUSIVE)
+	return a.w.watch(a.fd, a.slot, clientSide, unix.EPOLLIN)
 }
 
-func (w *worker) acceptNoMore(l *tcpListener) {
-	i := slices.IndexFunc(w.acceptors, func(a *acceptor) bool { return a.l == l })
-	if i < 0 {
-		return
-	}
-	_ = w.control(unix.EPOLL_CTL_DEL, l.fd, w.acceptors[i].slot, clientSide, 0)
-	w.drop(w.acceptors[i].slot)
-	w.acceptors = slices.Delete(w.acceptors, i, i+1)
+func (a *acceptor) remove() {
+	a.w.do(func() {
+		a.w.acceptors = slices.DeleteFunc(a.w.acceptors, func(other *acceptor) bool { return other == a })
+		a.w.drop(a.slot)
+		closeSocket(a.fd)
+	})
 }
 
 // ready accepts clients.
@@ -96,9 +76,9 @@ func (a *acceptor) ready(side, uint32) {
 			a.w.pauseAccepting(unix.EMFILE)
 			return
 		}
-		fd, errno := accept(a.l.fd, &from)
+		fd, errno := accept(a.fd, &from)
 		if errno == 0 {
-			a.w.place(a.l.front, fd, &from)
+			a.w.place(a.front, fd, &from)
 			continue
 		}
 		a.w.r.descriptors.give(connDescriptors)
@@ -116,18 +96,16 @@ func (a *acceptor) ready(side, uint32) {
 }
 
 func (*acceptor) sweep() {}
-func (*acceptor) stop()  {}
+
+func (a *acceptor) stop() { closeSocket(a.fd) }
 
 // place serves a client here, or where far fewer are.
 func (w *worker) place(front lb.Frontend, fd int, from *sockaddr) {
 	w.r.connections.Add(1)
-	client := from.decode()
-	to := w
-	if load := w.load.Load(); load > imbalance {
-		for _, other := range w.r.workers {
-			if n := other.load.Load(); n < to.load.Load() && load > n+n/4+imbalance {
-				to = other
-			}
+	client, to := from.decode(), w
+	for _, other := range w.r.workers {
+		if other.load.Load()+imbalance < to.load.Load() {
+			to = other
 		}
 	}
 	to.load.Add(1)
@@ -144,7 +122,7 @@ func (w *worker) pauseAccepting(errno unix.Errno) {
 		"connections", w.r.connections.Load(), "err", errno)
 	if w.resume == 0 {
 		for _, a := range w.acceptors {
-			_ = w.control(unix.EPOLL_CTL_DEL, a.l.fd, a.slot, clientSide, 0)
+			_ = w.control(unix.EPOLL_CTL_DEL, a.fd, a.slot, clientSide, 0)
 		}
 	}
 	w.resume = w.now + pauseInterval

@@ -20,7 +20,7 @@ const receiveRoom = 4 << 20
 
 // listener is a bound frontend.
 type listener interface {
-	remove(r *Relay) // and let what it began go on
+	remove() // and let what it began go on
 }
 
 // Sync makes the listeners equal to fronts. It leaves alone those that stay, and connections and sessions of those
@@ -42,7 +42,7 @@ func (r *Relay) Sync(fronts []lb.Frontend) map[lb.Frontend]error {
 	// First those that go: one that comes may want their address.
 	for front, l := range r.listeners {
 		if !wanted[front] {
-			l.remove(r)
+			l.remove()
 			delete(r.listeners, front)
 		}
 	}

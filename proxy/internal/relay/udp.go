@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"fmt"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -106,12 +108,12 @@ func (r *Relay) listenUDP(front lb.Frontend) (listener, error) {
 	if setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveRoom) != 0 {
 		_ = setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveRoom)
 	}
-	l := &udpListener{w: r.workers[int(front.Port)%len(r.workers)], front: front, fd: fd, sessions: map[sockaddr]*session{}}
-	failed := make(chan unix.Errno)
-	l.w.post(func() { failed <- l.begin() })
-	if errno := <-failed; errno != 0 {
+	l := &udpListener{w: r.next(), front: front, fd: fd, sessions: map[sockaddr]*session{}}
+	var errno unix.Errno
+	l.w.do(func() { errno = l.begin() })
+	if errno != 0 {
 		closeSocket(fd)
-		return nil, bindError(front, errno)
+		return nil, fmt.Errorf("watch the socket of %s: %w", front, errno)
 	}
 	return l, nil
 }
@@ -119,14 +121,16 @@ func (r *Relay) listenUDP(front lb.Frontend) (listener, error) {
 // lingering returns the listener that such a frontend had, if sessions still need it.
 func (r *Relay) lingering(front lb.Frontend) *udpListener {
 	var found *udpListener
-	r.everywhere(func(w *worker) {
-		for _, s := range w.slots {
-			if l, ok := s.handler.(*udpListener); ok && l.front == front {
-				l.leaving = false
-				found = l
+	for _, w := range r.workers {
+		w.do(func() {
+			for _, s := range w.slots {
+				if l, ok := s.handler.(*udpListener); ok && l.front == front {
+					l.leaving = false
+					found = l
+				}
 			}
-		}
-	})
+		})
+	}
 	return found
 }
 
@@ -142,14 +146,11 @@ func (l *udpListener) begin() unix.Errno {
 	return errno
 }
 
-func (l *udpListener) remove(r *Relay) {
-	done := make(chan struct{})
-	l.w.post(func() {
+func (l *udpListener) remove() {
+	l.w.do(func() {
 		l.leaving = true
 		l.leave()
-		close(done)
 	})
-	<-done
 }
 
 // leave closes a socket that is not wanted any more by anybody.

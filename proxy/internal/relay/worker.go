@@ -91,6 +91,13 @@ func (w *worker) post(run func()) {
 	}
 }
 
+// do has the worker run something and waits for it.
+func (w *worker) do(run func()) {
+	done := make(chan struct{})
+	w.post(func() { run(); close(done) })
+	<-done
+}
+
 // wakeUp runs what was posted.
 type wakeUp struct{ w *worker }
 
@@ -138,19 +145,13 @@ func (w *worker) run() {
 
 func (w *worker) stop() { w.stopping = true }
 
-// wait returns how many events there are. It looks without going to sleep first: telling Go's scheduler that
-// a thread may sleep costs more than a look.
+// wait returns how many events there are.
 func (w *worker) wait(events []unix.EpollEvent) int {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(w.epoll), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
-	timeout := w.timeout()
-	if errno != 0 || n == 0 && timeout != 0 {
-		sleep, err := unix.EpollWait(w.epoll, events, timeout)
-		if err != nil {
-			return 0
-		}
-		return sleep
+	n, err := unix.EpollWait(w.epoll, events, w.timeout())
+	if err != nil { // interrupted
+		return 0
 	}
-	return int(n)
+	return n
 }
 
 // timeout returns how long to sleep, in milliseconds.
