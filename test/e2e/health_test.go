@@ -144,9 +144,10 @@ func (c *container) readiness(port int) *atomic.Int32 {
 	return status
 }
 
-func TestUnreadyServerKeepsItsStreamsAndLosesItsDatagrams(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestUnreadyServerKeepsItsStreamsAndLosesItsDatagrams(t *testing.T) { eachMode(t, testUnreadyServerKeepsItsStreamsAndLosesItsDatagrams) }
+
+func testUnreadyServerKeepsItsStreamsAndLosesItsDatagrams(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.writeServices("web.yaml", service("web", vip(10), checks("type: http, port: 9000, path: \"/ready?deep=1\", expect: 200")))
 	n.start()
 	network := n.bridged(conf{"services": []string{"web"}})

@@ -33,6 +33,7 @@ type node struct {
 	subnets  []string   // of its containers
 	underlay netip.Addr // that other nodes tunnel to; not valid for a node alone
 
+	userspace   bool      // the proxy carries connections itself
 	proxy       *exec.Cmd // nil while none runs
 	exited      chan error
 	errorsAreOK bool // the proxy's log may have errors
@@ -78,6 +79,7 @@ func (n *node) configureProxy(extra ...string) {
 			lines = append(lines, key+": {"+small+"}")
 		}
 	}
+	n.userspace = strings.Contains(strings.Join(extra, "\n"), "mode: userspace")
 	n.write(n.cfg, strings.Join(lines, "\n")+"\n")
 	n.write(filepath.Join(n.runDir, "sizes.json"), `{"maxServices":256,"maxBackends":1024,"tableSlots":65536,"maxConntrack":4096}`)
 }
@@ -168,6 +170,22 @@ func (n *node) stop() {
 	}
 }
 
+// hurry ends the proxy without waiting for connections to end: the second signal means that.
+func (n *node) hurry() {
+	n.t.Helper()
+	if err := n.proxy.Process.Signal(syscall.SIGTERM); err != nil {
+		n.t.Error(err)
+	}
+	select {
+	case err := <-n.exited:
+		if n.proxy = nil; err != nil {
+			n.t.Errorf("the proxy stopped with %v\n%s", err, tail(n.log()))
+		}
+	case <-time.After(100 * time.Millisecond): // the kernel makes one of two that come at once
+		n.stop()
+	}
+}
+
 // kill ends the proxy by SIGKILL.
 func (n *node) kill() { _ = n.signal(syscall.SIGKILL) }
 
@@ -187,7 +205,9 @@ func (n *node) signal(s syscall.Signal) error {
 
 // end stops the node at the end of its test, and shows the proxy's log if something was wrong.
 func (n *node) end() {
-	if n.proxy != nil {
+	if n.proxy != nil && n.userspace {
+		n.hurry()
+	} else if n.proxy != nil {
 		n.stop()
 	}
 	log := n.log()

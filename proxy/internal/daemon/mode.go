@@ -72,6 +72,21 @@ func (p *proxy) choose(cfg *config.Config) error {
 	return p.loadUserspace("")
 }
 
+// inTheWay says whether programs of an eBPF datapath run that know VIPs. Those of containers that came before any proxy know none:
+// they pass all packets on.
+func inTheWay(bpffs string) bool {
+	if !datapath.Attached(bpffs) {
+		return false
+	}
+	d, err := datapath.Open(bpffs)
+	if err != nil {
+		return true // of another layout, or not for us to look at
+	}
+	defer func() { _ = d.Close() }()
+	vips, err := d.Frontends()
+	return err != nil || len(vips) > 0
+}
+
 // surroundings are what services files must fit beside, in the mode that was chosen.
 func (p *proxy) surroundings(cfg *config.Config) config.Surroundings {
 	env := cfg.Surroundings(p.subnets())

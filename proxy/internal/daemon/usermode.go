@@ -40,7 +40,7 @@ type userMode struct {
 
 	mu     sync.Mutex // guards all below, and who follows the tables
 	closed bool
-	fronts map[lb.Frontend]bool         // in the tables, when looked at last
+	fronts map[lb.Frontend]bool         // in the tables when looked at last, and whether anybody serves there
 	failed map[string]view.ServiceError // by service
 	said   string                       // of the routes, in the log
 	count  uint64                       // failures since the start
@@ -50,7 +50,7 @@ var _ mode = (*userMode)(nil)
 
 // loadUserspace makes empty tables. It refuses to run beside programs that would take its packets away.
 func (p *proxy) loadUserspace(reason string) error {
-	if datapath.Attached(p.BPFFS) {
+	if inTheWay(p.BPFFS) {
 		return errPinned
 	}
 	u := &userMode{proxy: p, reason: reason, failed: make(map[string]view.ServiceError)}
@@ -152,33 +152,34 @@ func (p *userMode) listen(look bool) {
 		p.Log.Error("services are not listened for", "err", err)
 		return
 	}
-	maps.DeleteFunc(records, func(_ lb.Frontend, r datapath.Frontend) bool { return r.Kind != datapath.KindService })
-	fronts := slices.Collect(maps.Keys(records))
-	same := len(p.fronts) == len(fronts) && !slices.ContainsFunc(fronts, func(f lb.Frontend) bool { return !p.fronts[f] })
-	if same && !look {
+	served := make(map[lb.Frontend]bool, len(records))
+	for f, r := range records {
+		if r.Kind == datapath.KindService {
+			served[f] = r.Table.Len > 0
+		}
+	}
+	if maps.Equal(served, p.fronts) && !look {
 		return
 	}
-	p.fronts = make(map[lb.Frontend]bool, len(fronts))
-	for _, f := range fronts {
-		p.fronts[f] = true
-	}
-	failed, err := host.SyncLocal(vipsOf(fronts))
+	p.fronts = served
+	failed, err := host.SyncLocal(vipsOf(served))
 	p.sayRoutes(err)
 	problems := make(map[lb.Frontend]error)
-	fronts = slices.DeleteFunc(fronts, func(f lb.Frontend) bool {
-		err, bad := failed[f.VIP]
-		if bad {
+	var fronts []lb.Frontend
+	for f, somebody := range served {
+		if err, bad := failed[f.VIP]; bad {
 			problems[f] = err
+		} else if somebody { // where nobody serves, nobody listens: the kernel refuses at once
+			fronts = append(fronts, f)
 		}
-		return bad
-	})
+	}
 	maps.Copy(problems, p.relay.Sync(fronts))
 	p.note(problems)
 }
 
-func vipsOf(fronts []lb.Frontend) []netip.Addr {
+func vipsOf(fronts map[lb.Frontend]bool) []netip.Addr {
 	out := make([]netip.Addr, 0, len(fronts))
-	for _, f := range fronts {
+	for f := range fronts {
 		out = append(out, f.VIP)
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
