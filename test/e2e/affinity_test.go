@@ -83,7 +83,9 @@ var nobody = [2]int{-1, -1}
 // unbounded is a line that keeps bounded-load from sending a client past its server.
 const unbounded = "boundedLoad: {factor: 100}"
 
-func TestAffinityHoldsWithEachScheduler(t *testing.T) { eachMode(t, testAffinityHoldsWithEachScheduler) }
+func TestAffinityHoldsWithEachScheduler(t *testing.T) {
+	eachMode(t, testAffinityHoldsWithEachScheduler)
+}
 
 func testAffinityHoldsWithEachScheduler(t *testing.T, mode string) {
 	a := newAffine(t, mode)

@@ -34,6 +34,7 @@ type node struct {
 	underlay netip.Addr // that other nodes tunnel to; not valid for a node alone
 
 	userspace   bool      // the proxy carries connections itself
+	user        uint32    // who runs the proxy and commands; 0 = root
 	proxy       *exec.Cmd // nil while none runs
 	exited      chan error
 	errorsAreOK bool // the proxy's log may have errors
@@ -88,7 +89,11 @@ const smallMaps = "maxServices: 256, maxBackends: 1024, tableSlots: 65536"
 
 func (n *node) write(path, content string) {
 	n.t.Helper()
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+	err := os.WriteFile(path, []byte(content), 0o600)
+	if err == nil && n.user != 0 {
+		err = os.Chown(path, int(n.user), int(n.user))
+	}
+	if err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -121,6 +126,7 @@ func (n *node) launch() error {
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(binDir, "tclb"), n.flags("proxy", "--log-level", "debug")...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = n.as()
 	if err := n.place.start(cmd); err != nil {
 		return err
 	}
@@ -131,6 +137,14 @@ func (n *node) launch() error {
 
 func (n *node) flags(args ...string) []string {
 	return append(args, "--bpffs", n.bpffs, "--run-dir", n.runDir, "--state-dir", n.stateDir, "--config", n.cfg)
+}
+
+// as makes a process one of the node's user, who has no capabilities.
+func (n *node) as() *syscall.SysProcAttr {
+	if n.user == 0 {
+		return nil
+	}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: n.user, Gid: n.user}}
 }
 
 func (n *node) logFile() string { return filepath.Join(n.dir, "proxy.log") }
@@ -264,6 +278,7 @@ func (n *node) tclb(args ...string) result {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(filepath.Join(binDir, "tclb"), n.flags(args...)...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.SysProcAttr = n.as()
 	err := n.try(cmd.Run)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -183,7 +183,9 @@ func expectFew(t *testing.T, requests []request, from, to time.Time, most int) {
 	}
 }
 
-func TestServerThatRefusesIsEjectedAndTriedAgain(t *testing.T) { eachMode(t, testServerThatRefusesIsEjectedAndTriedAgain) }
+func TestServerThatRefusesIsEjectedAndTriedAgain(t *testing.T) {
+	eachMode(t, testServerThatRefusesIsEjectedAndTriedAgain)
+}
 
 func testServerThatRefusesIsEjectedAndTriedAgain(t *testing.T, mode string) {
 	n, servers, stop, client := ejecting(t, mode)

@@ -76,9 +76,11 @@ func expectNoAnswer(client *container, to netip.AddrPort) error {
 }
 
 type statusRow struct {
-	Ready     bool
-	HostStack bool
-	Findings  []struct {
+	Ready bool
+
+	Mode, ModeReason string
+	HostStack        bool
+	Findings         []struct {
 		File, Key, Reason string
 		Line, Column      int
 	}
@@ -163,7 +165,9 @@ type serviceRow struct {
 	Backends []backendRow
 }
 
-func TestServiceWithoutVIPsGetsThemFromThePool(t *testing.T) { eachMode(t, testServiceWithoutVIPsGetsThemFromThePool) }
+func TestServiceWithoutVIPsGetsThemFromThePool(t *testing.T) {
+	eachMode(t, testServiceWithoutVIPsGetsThemFromThePool)
+}
 
 func testServiceWithoutVIPsGetsThemFromThePool(t *testing.T, mode string) {
 	pool := [2]netip.Prefix{netip.MustParsePrefix("192.0.2.128/25"), netip.MustParsePrefix("2001:db8:fe::/112")}

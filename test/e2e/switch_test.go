@@ -83,7 +83,9 @@ func expectUnbroken(t *testing.T, talks []*talk) {
 
 // A service can have another scheduler at any time: connections that are there stay where they are, and
 // none that is made meanwhile fails.
-func TestSwitchingSchedulersMovesNoConnection(t *testing.T) { eachMode(t, testSwitchingSchedulersMovesNoConnection) }
+func TestSwitchingSchedulersMovesNoConnection(t *testing.T) {
+	eachMode(t, testSwitchingSchedulersMovesNoConnection)
+}
 
 func testSwitchingSchedulersMovesNoConnection(t *testing.T, mode string) {
 	p := newPool(t, 4, mode)
