@@ -47,6 +47,7 @@ func (a *app) uninstall() error {
 	r := &removal{app: a}
 	r.links()
 	r.hostPath()
+	r.localRoutes()
 	r.tunnel()
 	r.filters()
 	r.pins()
@@ -133,6 +134,15 @@ func (r *removal) hostPath() {
 	}
 	if present {
 		r.removed("device " + host.Device + " and its routes")
+	}
+}
+
+// localRoutes removes the routes of a proxy in userspace mode.
+func (r *removal) localRoutes() {
+	n, err := host.RemoveLocal()
+	r.check(err)
+	if n > 0 && err == nil {
+		r.removed(fmt.Sprintf("local routes of VIPs: %d", n))
 	}
 }
 

@@ -79,7 +79,7 @@ func TestContainerOfUserspaceModeServesInTheOther(t *testing.T) {
 	server := n.container(t, "web", n.bridged(conf{"services": []string{"web"}}))
 	server.serve(targetPort)
 	n.waitForBackends("web", 4)
-	n.stop()
+	n.kill() // so that its routes are left
 	n.configureProxy(inKernel)
 	n.start()
 	n.waitForBackends("web", 4)

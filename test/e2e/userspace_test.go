@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -207,6 +208,32 @@ func TestUserspaceRestartAndUninstall(t *testing.T) {
 	}
 }
 
+// A container whose DEL never comes is taken out when its interface goes, or when the next proxy looks.
+func TestUserspaceReapsContainers(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, inUserspace)
+	n.writeServices("web.yaml", service("web", vip(10)))
+	n.start()
+	members := n.bridged(conf{"services": []string{"web"}})
+	dying, staying := n.container(t, "dying", members), n.container(t, "staying", members)
+	staying.serve(targetPort)
+	client := n.container(t, "client", n.bridged())
+	n.waitForBackends("web", 8)
+	dying.vanish()
+	n.waitForBackends("web", 4)
+	expectServers(t, client, front(vip(10), v4), staying.name)
+	n.stop()
+	staying.vanish()
+	n.start()
+	n.waitForBackends("web", 0)
+	eventually(t, 5*time.Second, "one container is left", func() error {
+		if rows, found := list[[]endpointRow](n, "endpoint", "list"), files(t, filepath.Join(n.runDir, "endpoints")); len(rows) != 1 || len(found) != 1 {
+			return fmt.Errorf("listed %+v, files %v", rows, found)
+		}
+		return nil
+	})
+}
+
 // Told to stop, the proxy takes no more connections, lets those that are there end, and removes its routes.
 func TestUserspaceStopsGracefully(t *testing.T) {
 	t.Parallel()
@@ -236,7 +263,7 @@ func TestUserspaceStopsGracefully(t *testing.T) {
 	}
 	p.proxy = nil
 	_ = other.SetReadDeadline(time.Now().Add(patience))
-	if _, err := other.Read(make([]byte, 1)); err == nil || err == io.EOF || os.IsTimeout(err) {
+	if _, err := other.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) || os.IsTimeout(err) {
 		t.Errorf("a connection that did not end is not reset: %v", err)
 	}
 	if routes := p.localRoutes(); routes != "" {

@@ -22,7 +22,7 @@ func (s *Server) nodeStatus() (Status, error) {
 	out := Status{
 		Name: node.Name, Address: node.Address, Version: s.version,
 		Mode: s.view.Mode().Name, ModeReason: oneLine(s.view.Mode().Reason),
-		HostStack: s.view.Config().Datapath.HostStack,
+		HostStack: s.view.Config().Datapath.HostStack && s.view.Mode().Name == config.ModeEBPF,
 		Ready:     status.Ready, Revision: status.Revision, Applied: status.Applied,
 		UptimeSeconds: int64(s.now().Sub(status.StartedAt) / time.Second),
 		LastReconcile: status.LastPass,

@@ -136,6 +136,9 @@ func (p *kernelMode) newReaper() (*sweep.Reaper, error) {
 
 // prepare implements mode: what is attached and on the way to other nodes is found before the first pass.
 func (p *kernelMode) prepare(cfg *config.Config) error {
+	if _, err := host.RemoveLocal(); err != nil { // of a proxy in userspace mode that was killed
+		p.Log.Warn("VIPs may lead nowhere", "err", err)
+	}
 	p.host = host.New(p.attachHost, p.Log)
 	p.reach = p.newProber(p.noteReach)
 	p.peers, p.uplinks = newPeers(p.datapath), newUplinks(p.datapath)

@@ -84,7 +84,7 @@ func (p *userMode) prepare(cfg *config.Config) error {
 		return err
 	}
 	p.peers.local.Store(&local)
-	p.relay = relay.New(relay.Options{Balancer: balancer{p.maps}, Log: p.Log})
+	p.relay = relay.New(relay.Options{Balancer: balancer{p.maps}, Log: p.Log, MaxSessions: cfg.Conntrack.MaxEntries})
 	return nil
 }
 
@@ -123,7 +123,7 @@ func (p *userMode) leave() error {
 	if err := p.relay.Shutdown(wait); err != nil {
 		p.Log.Warn("connections were ended", "err", err)
 	}
-	if err := host.RemoveLocal(); err != nil {
+	if _, err := host.RemoveLocal(); err != nil {
 		p.Log.Warn("routes of VIPs stay: tclb uninstall removes them", "err", err)
 	}
 	return nil
@@ -291,4 +291,3 @@ func (p *userMode) apart() []string {
 	}
 	return elsewhere(s, "and userspace mode has no way to other nodes: it gets no connections from here")
 }
-

@@ -166,7 +166,7 @@ func Remove() error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove host path: %w", err)
 	}
-	return errors.Join(removeRoutes(), RemoveLocal())
+	return removeRoutes()
 }
 
 func remove(l netlink.Link) error {

@@ -27,10 +27,21 @@ func SyncLocal(vips []netip.Addr) (map[netip.Addr]error, error) {
 	return failed, errors.Join(errs...)
 }
 
-// RemoveLocal takes the local routes of ours away.
-func RemoveLocal() error {
+// RemoveLocal takes the local routes of ours away, and returns how many there were.
+func RemoveLocal() (int, error) {
+	count := 0
+	for family := range families {
+		have, _, err := localRoutes(family)
+		if err != nil {
+			return 0, err
+		}
+		count += len(have)
+	}
+	if count == 0 {
+		return 0, nil
+	}
 	_, err := SyncLocal(nil)
-	return err
+	return count, err
 }
 
 // syncLocal is SyncLocal for one family.
