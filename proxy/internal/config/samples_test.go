@@ -28,6 +28,16 @@ func TestSamplesAreValid(t *testing.T) {
 	}
 }
 
+func TestRootlessSampleIsValid(t *testing.T) {
+	c, findings, err := Load(filepath.Join("..", "..", "..", "conf", "rootless.yaml"), true)
+	if err != nil || len(findings) > 0 {
+		t.Fatal(findings, err)
+	}
+	if c.Datapath.Mode != ModeUserspace || !c.Surroundings(nil).Loopback {
+		t.Errorf("the mode is %s", c.Datapath.Mode)
+	}
+}
+
 // The commented sample promises that its values are the defaults; a reader copies from it.
 func TestSampleSettingsAreTheDefaults(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join("..", "..", "..", "conf", "tclb.yaml"))
