@@ -20,6 +20,7 @@ func echo(t testing.TB, addr, name string) netip.AddrPort {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	_ = c.SetReadBuffer(4 << 20) // all clients may ask at once
 	go func() {
 		for buf := make([]byte, 70000); ; {
 			n, from, err := c.ReadFromUDPAddrPort(buf)
