@@ -178,3 +178,28 @@ func expectSilence(t *testing.T, c *net.UDPConn) {
 		t.Errorf("%d bytes came back, want nothing", n)
 	}
 }
+
+// One worker reads both families into the same addresses: a client is the same one whatever was there before.
+func TestClientsOfBothFamilies(t *testing.T) {
+	s := &static{backends: []netip.AddrPort{echo(t, "127.0.0.1", "")}}
+	r := newRelay(t, Options{Balancer: s, Threads: 1})
+	four := lb.Frontend{VIP: netip.MustParseAddr("127.0.0.1"), Port: freePort(t, "127.0.0.1"), Protocol: lb.UDP}
+	six := lb.Frontend{VIP: netip.MustParseAddr("::1"), Port: four.Port, Protocol: lb.UDP}
+	if failed := r.Sync([]lb.Frontend{four, six}); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	clients := []*net.UDPConn{dialUDP(t, four), dialUDP(t, six)}
+	for range 3 {
+		for _, c := range clients {
+			ask(t, c, []byte("hello"), []byte("hello"))
+		}
+	}
+	if got := r.sessions.Load(); got != 2 {
+		t.Errorf("two clients have %d sessions", got)
+	}
+	for i, c := range clients {
+		if got := s.began(t, i).client; got != addrPort(c.LocalAddr()) {
+			t.Errorf("the Balancer was told of client %s, want %s", got, c.LocalAddr())
+		}
+	}
+}
