@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"reflect"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,7 +19,7 @@ import (
 // static is a Balancer whose flows try the same backends one after the other.
 type static struct {
 	backends []netip.AddrPort
-	idle     time.Duration
+	idle     atomic.Int64 // a duration
 	refuse   bool
 
 	mu    sync.Mutex
@@ -43,25 +45,42 @@ type flow struct {
 	gone   func()
 	over   chan struct{}
 
-	mu             sync.Mutex
-	at             int
-	connected      int
-	failures       []Failure
-	sent, answered uint64
-	closings, ends int
+	mu  sync.Mutex
+	at  int
+	was told
+}
+
+// told is what a flow was told.
+type told struct {
+	connected, closings, ends int
+	sent, answered            uint64
+	failures                  []Failure
+}
+
+func (f *flow) told() told {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.was
+}
+
+func (f *flow) expect(t testing.TB, want told) {
+	t.Helper()
+	if got := f.told(); !reflect.DeepEqual(got, want) {
+		t.Errorf("flow was told %+v, want %+v", got, want)
+	}
 }
 
 func (f *flow) Backend() netip.AddrPort { return f.s.backends[f.at] }
-func (f *flow) Idle() time.Duration     { return f.s.idle }
-func (f *flow) Connected()              { f.mu.Lock(); f.connected++; f.mu.Unlock() }
-func (f *flow) Sent(_, n uint64)        { f.mu.Lock(); f.sent += n; f.mu.Unlock() }
-func (f *flow) Answered(_, n uint64)    { f.mu.Lock(); f.answered += n; f.mu.Unlock() }
-func (f *flow) Closing()                { f.mu.Lock(); f.closings++; f.mu.Unlock() }
+func (f *flow) Idle() time.Duration     { return time.Duration(f.s.idle.Load()) }
+func (f *flow) Connected()              { f.mu.Lock(); f.was.connected++; f.mu.Unlock() }
+func (f *flow) Sent(_, n uint64)        { f.mu.Lock(); f.was.sent += n; f.mu.Unlock() }
+func (f *flow) Answered(_, n uint64)    { f.mu.Lock(); f.was.answered += n; f.mu.Unlock() }
+func (f *flow) Closing()                { f.mu.Lock(); f.was.closings++; f.mu.Unlock() }
 
 func (f *flow) Failed(why Failure) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.failures = append(f.failures, why)
+	f.was.failures = append(f.was.failures, why)
 	if f.at+1 == len(f.s.backends) {
 		return false
 	}
@@ -71,8 +90,8 @@ func (f *flow) Failed(why Failure) bool {
 
 func (f *flow) End() {
 	f.mu.Lock()
-	f.ends++
-	first := f.ends == 1
+	f.was.ends++
+	first := f.was.ends == 1
 	f.mu.Unlock()
 	if first {
 		close(f.over)
@@ -80,7 +99,7 @@ func (f *flow) End() {
 }
 
 // began waits for the nth flow.
-func (s *static) began(t *testing.T, n int) *flow {
+func (s *static) began(t testing.TB, n int) *flow {
 	t.Helper()
 	for range 1000 {
 		s.mu.Lock()
@@ -95,7 +114,7 @@ func (s *static) began(t *testing.T, n int) *flow {
 	return nil
 }
 
-func (f *flow) ended(t *testing.T) {
+func (f *flow) ended(t testing.TB) {
 	t.Helper()
 	select {
 	case <-f.over:
@@ -224,8 +243,6 @@ func TestBothWays(t *testing.T) {
 		expectEOF(t, client)
 		f := s.began(t, 0)
 		f.ended(t)
-		if f.connected != 1 || f.closings != 1 || f.ends != 1 || f.sent != uint64(len(big)+8+11) || f.answered != uint64(2*len(big)+11) {
-			t.Errorf("flow was told %+v", f)
-		}
+		f.expect(t, told{connected: 1, closings: 1, ends: 1, sent: uint64(len(big) + 8 + 11), answered: uint64(2*len(big) + 11)})
 	}
 }

@@ -6,6 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// keptDatagram is the longest one that is kept until a backend has answered: a question, not a transfer.
+const keptDatagram = 2048
+
 // session is what a UDP client and its backend say to each other: a socket that is connected to the backend,
 // and the client's address, to which answers go from the listener's socket.
 type session struct {
@@ -15,6 +18,7 @@ type session struct {
 	fd       int // -1: none
 	slot     uint32
 	answered bool
+	first    []byte // a datagram to repeat to the next backend, until one has answered
 	over     bool
 	active   time.Duration
 }
@@ -37,11 +41,8 @@ func (l *udpListener) open(from *sockaddr) *session {
 	s.flow = flow
 	s.slot = w.add(s)
 	l.sessions[*from] = s
-	for errno := s.connect(); errno != 0; errno = s.connect() {
-		if !flow.Failed(failure(errno)) {
-			s.end()
-			return nil
-		}
+	if errno := s.connect(); errno != 0 && !s.next(errno) {
+		return nil
 	}
 	return s
 }
@@ -78,24 +79,38 @@ func (s *session) sendUp(first, last int) {
 	b := s.l.w.batch
 	s.active = s.l.w.now
 	s.flow.Sent(uint64(last-first), b.bytes(first, last))
-	if b.send(s.fd, first, last, nil) && s.refused() {
-		_ = b.send(s.fd, first, last, nil)
+	if !s.answered && s.first == nil {
+		s.first = b.copy(first)
+	}
+	if b.send(s.fd, first, last, nil) {
+		if s.refused(); !s.over {
+			_ = b.send(s.fd, first, last, nil)
+		}
 	}
 }
 
-// refused takes the backend's port unreachable. True: there is a socket to try again with.
-func (s *session) refused() bool {
-	for errno := unix.ECONNREFUSED; errno != 0; errno = s.connect() {
-		if s.flow.Failed(failure(errno)) {
-			continue
+// next goes on with the flow's next backend. False: it has none; without a socket the session is over.
+func (s *session) next(errno unix.Errno) bool {
+	for range mostDials {
+		if !s.flow.Failed(failure(errno)) {
+			break
 		}
-		if s.fd < 0 {
-			s.end()
-			return false
+		if errno = s.connect(); errno == 0 {
+			return true
 		}
-		break // the error is taken; the same backend may listen again
 	}
-	return true
+	if s.fd < 0 {
+		s.end()
+	}
+	return false
+}
+
+// refused takes the backend's port unreachable: what was asked is asked again elsewhere. If there is no other
+// backend, this one may listen again some time.
+func (s *session) refused() {
+	if s.next(unix.ECONNREFUSED) && s.first != nil {
+		_, _ = send(s.fd, s.first)
+	}
 }
 
 // ready carries what the backend answered.
@@ -104,7 +119,7 @@ func (s *session) ready(side, uint32) {
 	for range batchesAtOnce {
 		n, errno := b.receive(s.fd, false)
 		if errno == unix.ECONNREFUSED {
-			if !s.refused() {
+			if s.refused(); s.over {
 				return
 			}
 			continue
@@ -113,7 +128,7 @@ func (s *session) ready(side, uint32) {
 			return
 		}
 		if !s.answered {
-			s.answered = true
+			s.answered, s.first = true, nil
 			s.flow.Connected()
 		}
 		s.active = s.l.w.now
@@ -142,9 +157,9 @@ func (s *session) end() {
 	delete(s.l.sessions, s.client)
 	w.r.descriptors.give(1)
 	w.r.sessions.Add(-1)
+	s.l.leave()
 	s.flow.Closing()
 	s.flow.End()
-	s.l.leave()
 }
 
 func (s *session) sweep() {

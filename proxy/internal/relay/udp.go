@@ -78,6 +78,14 @@ func (b *batch) send(fd, first, last int, to *sockaddr) (refused bool) {
 	return false
 }
 
+// copy returns a datagram that outlives the batch, nil if it is long.
+func (b *batch) copy(i int) []byte {
+	if b.messages[i].n > keptDatagram {
+		return nil
+	}
+	return append([]byte{}, b.room[i*largestDatagram:][:b.messages[i].n]...)
+}
+
 // bytes returns how much datagrams first to last carry.
 func (b *batch) bytes(first, last int) (sum uint64) {
 	for i := first; i < last; i++ {

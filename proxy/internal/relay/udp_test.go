@@ -2,8 +2,10 @@ package relay
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ func echo(t testing.TB, addr, name string) netip.AddrPort {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	_ = c.SetReadBuffer(4 << 20) // all clients may ask at once
 	go func() {
 		for buf := make([]byte, 70000); ; {
 			n, from, err := c.ReadFromUDPAddrPort(buf)
@@ -70,6 +73,133 @@ func TestDatagrams(t *testing.T) {
 		for i := range 300 {
 			what := []byte{byte(i), byte(i >> 8)}
 			ask(t, dialUDP(t, f), what, what)
+		}
+	}
+}
+
+func TestManyClientsAtOnce(t *testing.T) {
+	s := &static{backends: []netip.AddrPort{echo(t, "127.0.0.1", "")}}
+	r := newRelay(t, Options{Balancer: s})
+	f := r.front(t, "127.0.0.1", lb.UDP)
+	var done sync.WaitGroup
+	for i := range 200 {
+		c := dialUDP(t, f)
+		done.Go(func() {
+			for n := range 20 {
+				what := fmt.Appendf(nil, "client %d, datagram %d", i, n)
+				got := make([]byte, 100)
+				_, _ = c.Write(what)
+				_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+				if n, err := c.Read(got); err != nil || !bytes.Equal(got[:n], what) {
+					t.Errorf("%q was answered by %q, %v", what, got[:n], err)
+					return
+				}
+			}
+		})
+	}
+	done.Wait()
+	if got := r.sessions.Load(); got != 200 {
+		t.Errorf("there are %d sessions, want 200", got)
+	}
+}
+
+func TestDatagramsGoToTheNextBackend(t *testing.T) {
+	s := &static{backends: []netip.AddrPort{nobody(t), echo(t, "127.0.0.1", "")}}
+	r := newRelay(t, Options{Balancer: s})
+	c := dialUDP(t, r.front(t, "127.0.0.1", lb.UDP))
+	ask(t, c, []byte("hello"), []byte("hello"))
+	f := s.began(t, 0)
+	if got := f.told(); len(got.failures) != 1 || got.failures[0] != Refused || got.connected != 1 || got.answered != 5 {
+		t.Errorf("flow was told %+v", got)
+	}
+}
+
+func TestSessionsEnd(t *testing.T) {
+	s := &static{backends: []netip.AddrPort{echo(t, "127.0.0.1", "")}}
+	r := newRelay(t, Options{Balancer: s, MaxSessions: 1})
+	front := r.front(t, "127.0.0.1", lb.UDP)
+	c := dialUDP(t, front)
+	ask(t, c, []byte("a"), []byte("a"))
+
+	s.idle.Store(int64(time.Hour))
+	r.pass(59 * time.Minute)
+	ask(t, c, []byte("b"), []byte("b"))
+	r.pass(59 * time.Minute)
+	ask(t, c, []byte("c"), []byte("c"))
+	r.pass(61 * time.Minute)
+	s.began(t, 0).ended(t)
+	s.began(t, 0).expect(t, told{connected: 1, sent: 3, answered: 3, closings: 1, ends: 1})
+
+	ask(t, c, []byte("d"), []byte("d")) // of a new session
+	expectSilence(t, dialUDP(t, front)) // there is room for one
+	s.began(t, 1).gone()
+	s.began(t, 1).ended(t)
+	s.began(t, 1).gone()
+
+	s.mu.Lock()
+	s.refuse = true
+	s.mu.Unlock()
+	expectSilence(t, c)
+	s.mu.Lock()
+	s.refuse = false
+	s.mu.Unlock()
+
+	ask(t, c, []byte("e"), []byte("e"))
+	if failed := r.Sync(nil); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	ask(t, c, []byte("f"), []byte("f")) // a session survives its listener
+	r.maxSessions = 2
+	expectSilence(t, dialUDP(t, front))
+	if failed := r.Sync([]lb.Frontend{front}); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	ask(t, dialUDP(t, front), []byte("g"), []byte("g"))
+	if failed := r.Sync(nil); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	for n := range 4 {
+		s.began(t, n).gone()
+		s.began(t, n).ended(t)
+	}
+	l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(front.VIP, front.Port)))
+	if err != nil {
+		t.Fatalf("the address is still taken when its last session has ended: %v", err)
+	}
+	l.Close()
+}
+
+// expectSilence sends a datagram that is not answered.
+func expectSilence(t *testing.T, c *net.UDPConn) {
+	t.Helper()
+	_, _ = c.Write([]byte("is anybody there"))
+	_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes came back, want nothing", n)
+	}
+}
+
+// One worker reads both families into the same addresses: a client is the same one whatever was there before.
+func TestClientsOfBothFamilies(t *testing.T) {
+	s := &static{backends: []netip.AddrPort{echo(t, "127.0.0.1", "")}}
+	r := newRelay(t, Options{Balancer: s, Threads: 1})
+	four := lb.Frontend{VIP: netip.MustParseAddr("127.0.0.1"), Port: freePort(t, "127.0.0.1"), Protocol: lb.UDP}
+	six := lb.Frontend{VIP: netip.MustParseAddr("::1"), Port: four.Port, Protocol: lb.UDP}
+	if failed := r.Sync([]lb.Frontend{four, six}); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	clients := []*net.UDPConn{dialUDP(t, four), dialUDP(t, six)}
+	for range 3 {
+		for _, c := range clients {
+			ask(t, c, []byte("hello"), []byte("hello"))
+		}
+	}
+	if got := r.sessions.Load(); got != 2 {
+		t.Errorf("two clients have %d sessions", got)
+	}
+	for i, c := range clients {
+		if got := s.began(t, i).client; got != addrPort(c.LocalAddr()) {
+			t.Errorf("the Balancer was told of client %s, want %s", got, c.LocalAddr())
 		}
 	}
 }
