@@ -1,6 +1,10 @@
 package sched
 
-import "github.com/tc-loadbalancer/tclb/pkg/lb"
+import (
+	"math"
+
+	"github.com/tc-loadbalancer/tclb/pkg/lb"
+)
 
 // Limits of the index rules: SELECT_... and SCHEDULE_... of bpf/lib.
 const (
@@ -17,18 +21,20 @@ const LoadFactorUnit = 1 << 10
 // RefusalSeconds is how long a backend that refused a flow, and has answered none since, is passed over.
 const RefusalSeconds = 3
 
-// Candidate is who sits in a seat, and all that decides whether it takes a flow.
+// Candidate is who sits in a seat and takes new flows. It is small, for least-conn looks at many.
 type Candidate struct {
 	Seat, ID uint32
 	Load     uint32 // flows that are opening or established
-	Active   uint32 // of these, established
 	Weight   uint32
-	Serves   bool // takes new flows
-	Trial    bool // but only while no other one is opening
 	Proven   bool // has answered a flow
-	Cautious bool // refused a flow within RefusalSeconds, and has answered none since
-	SYN      Latency
-	First    Latency
+	Spared   bool // as Spared says: passed over while there are others
+}
+
+// Spared says whether a backend is passed over while there are others: it refused a flow within RefusalSeconds
+// and has answered none since, or it is on trial and another flow is opening there. refused is the tick of
+// the last refusal, 0 for none since an answer.
+func Spared(refused, now uint32, trial bool, load, active uint32) bool {
+	return refused != 0 && int32(refused-(now-RefusalSeconds*LatencyTicks)) > 0 || trial && load > active
 }
 
 // Records is what a rule reads, and the turns that it takes, while it chooses. It stands for one frontend
@@ -36,8 +42,10 @@ type Candidate struct {
 type Records interface {
 	// Seat returns who owns a slot of the frontend's table, below Rule.Slots.
 	Seat(slot uint32) uint32
-	// Look returns who sits in a seat; false if nobody does, or there is no such seat.
+	// Look returns who sits in a seat; false if that takes no new flows, or there is no such seat.
 	Look(seat uint32) (Candidate, bool)
+	// Latencies returns how long a backend takes to answer a SYN and a first request.
+	Latencies(id uint32) (syn, first Latency)
 	// Turn takes the group's next turn.
 	Turn() uint64
 	// Random draws a number.
@@ -72,15 +80,7 @@ type wish struct {
 
 // grants says whether a candidate may take the flow.
 func (w wish) grants(c *Candidate) bool {
-	switch {
-	case !c.Serves:
-		return false
-	case w.any:
-		return true
-	case w.proven && !c.Proven, c.ID == w.avoid, c.Cautious:
-		return false
-	}
-	return !c.Trial || c.Load <= c.Active
+	return w.any || !c.Spared && c.ID != w.avoid && (c.Proven || !w.proven)
 }
 
 // Pick returns who takes a new flow. hash is TupleHash, with affinity ClientHash; avoid is the backend
@@ -218,8 +218,12 @@ func lighter(a, b *Candidate) bool {
 func (r *Rule) least(in Records, w wish) (Candidate, bool) {
 	turn := in.Turn()
 	best, found := r.slot(in, r.Head+uint32(turn%uint64(r.Slots-r.Head)), w)
-	for i := range min(r.Head, MaxExact) {
-		next, ok := r.slot(in, uint32((turn+uint64(i))%uint64(r.Head)), w)
+	at := uint32(turn % uint64(r.Head))
+	for range min(r.Head, MaxExact) {
+		next, ok := r.slot(in, at, w)
+		if at++; at == r.Head {
+			at = 0
+		}
 		if ok && (!found || lighter(&next, &best)) {
 			best, found = next, true
 		}
@@ -278,7 +282,7 @@ func (r *Rule) fastest(in Records, w wish) (best Candidate, found bool) {
 		case !found:
 			best, found = next, true
 		default:
-			if r.cost(&next)*uint64(best.Weight) < r.cost(&best)*uint64(next.Weight) {
+			if r.cost(in, &next)*uint64(best.Weight) < r.cost(in, &best)*uint64(next.Weight) {
 				best = next
 			}
 			return best, true
@@ -289,13 +293,14 @@ func (r *Rule) fastest(in Records, w wish) (best Candidate, found bool) {
 
 // cost is what one flow more may expect: the estimate for each flow that is there. Nobody knows about a
 // backend that was never measured: it gets one flow, to find out.
-func (r *Rule) cost(c *Candidate) uint64 {
-	ns := c.SYN.At(r.Tick) + c.First.At(r.Tick)
+func (r *Rule) cost(in Records, c *Candidate) uint64 {
+	syn, first := in.Latencies(c.ID)
+	ns := syn.At(r.Tick) + first.At(r.Tick)
 	switch {
 	case ns > 0:
-	case c.SYN.NS == 0 && c.First.NS == 0:
+	case syn.NS == 0 && first.NS == 0:
 		if c.Load > 0 {
-			ns = 1<<32 - 1
+			ns = math.MaxUint32
 		}
 	default:
 		ns = 1

@@ -3,6 +3,7 @@ package dptest
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -13,30 +14,24 @@ import (
 // Dump returns everything in the maps as text, sorted, one entry a line. Tables are shown by how many
 // slots each backend serves, not where they lie, so that equal maps give equal text.
 func (m *Maps) Dump() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	var out strings.Builder
-	keys := make([]lb.Frontend, 0, len(m.frontends))
-	for key := range m.frontends {
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, func(a, b lb.Frontend) int {
+	frontends, _ := m.Frontends() // what is in memory is always there
+	for _, key := range slices.SortedFunc(maps.Keys(frontends), func(a, b lb.Frontend) int {
 		return cmp.Or(a.VIP.Compare(b.VIP), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
-	})
-	for _, key := range keys {
-		m.dumpFrontend(&out, key, m.frontends[key])
+	}) {
+		m.dumpFrontend(&out, key, frontends[key])
 	}
-	for id, s := range m.services {
-		if s != (datapath.Service{}) {
+	for id := range m.Sizes().MaxServices {
+		if s, _ := m.Service(id); s != (datapath.Service{}) {
 			fmt.Fprintf(&out, "service %d gen=%d base=%d affinity=%s factor=%g established=%s syn=%s fin=%s udp=%s stream=%s\n",
 				id, s.Gen, s.BaseGen, s.Affinity, s.LoadFactor, s.Timeouts.TCPEstablished, s.Timeouts.TCPSyn,
 				s.Timeouts.TCPFin, s.Timeouts.UDP, s.Timeouts.UDPStream)
 		}
 	}
-	for id := range m.backends {
-		if b := &m.backends[id]; b.Gen != 0 {
-			fmt.Fprintf(&out, "backend %d %s\n", id, describe(b))
-		}
+	backends, _ := m.Backends()
+	for _, id := range slices.Sorted(maps.Keys(backends)) {
+		b := backends[id]
+		fmt.Fprintf(&out, "backend %d %s\n", id, describe(&b))
 	}
 	m.dumpAllows(&out)
 	return out.String()
@@ -53,12 +48,17 @@ func (m *Maps) dumpFrontend(out *strings.Builder, key lb.Frontend, f datapath.Fr
 	}
 	fmt.Fprintf(out, "frontend %s service=%d %s affinity=%t allow=%t slots=%d", key, f.Service, f.Scheduler, f.Affinity, f.Allow, f.Slots)
 	share := make(map[uint32]int)
-	for _, seat := range f.Unpack(m.arena[f.Table.Offset : f.Table.Offset+f.Table.Len]) {
+	table, err := m.ReadRegion(f.Table)
+	if err != nil {
+		fmt.Fprintf(out, " %v\n", err)
+		return
+	}
+	for _, seat := range f.Unpack(table) {
 		if seat >= f.Members.Len {
 			fmt.Fprintf(out, " BAD-SEAT-%d", seat)
 			continue
 		}
-		share[m.arena[f.Members.Offset+seat]]++
+		share[m.At(f.Members.Offset+seat)]++
 	}
 	ids := make([]uint32, 0, len(share))
 	for id := range share {
@@ -90,8 +90,9 @@ func describe(b *datapath.Backend) string {
 }
 
 func (m *Maps) dumpAllows(out *strings.Builder) {
-	lines := make([]string, 0, len(m.allows))
-	for k := range m.allows {
+	allows, _ := m.Allows()
+	lines := make([]string, 0, len(allows))
+	for k := range allows {
 		lines = append(lines, fmt.Sprintf("allow service=%d %s\n", k.Service, k.Prefix))
 	}
 	slices.Sort(lines)

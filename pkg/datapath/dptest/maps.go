@@ -1,20 +1,19 @@
 // Package dptest has the datapath's maps in memory, for tests of what writes them.
 //
-// They hold what the kernel's maps hold, with the same precision, and fail like them: they are
+// They are those of userspace mode, with the precision of the kernel's, and fail like them: they are
 // full at their size, a write to a position that does not exist is refused, and a batch stops at the
 // entry that fails. Tests can make any operation fail besides.
 package dptest
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
+	"github.com/tc-loadbalancer/tclb/pkg/datapath/memory"
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 )
 
@@ -27,36 +26,25 @@ type Maps struct {
 	MaxFrontends int
 	MaxAllows    int
 
-	mu        sync.Mutex
-	sizes     datapath.Sizes
-	frontends map[lb.Frontend]datapath.Frontend
-	services  []datapath.Service
-	backends  []datapath.Backend
-	stats     []datapath.BackendStat
-	groups    map[uint32]datapath.Group
-	arena     []uint32
-	allows    map[datapath.AllowKey]struct{}
-	writes    int
-	log       []string
+	*memory.Maps // what is written
+
+	mu     sync.Mutex // guards all below, and makes a write and its log one
+	stats  []datapath.BackendStat
+	groups map[uint32]datapath.Group
+	fronts int // frontends that there are
+	writes int
+	log    []string
 }
 
 // New returns empty maps of the given sizes.
 func New(sizes datapath.Sizes) *Maps {
-	sizes = sizes.WithDefaults()
+	tables := memory.New(sizes)
 	return &Maps{
-		sizes:     sizes,
-		frontends: make(map[lb.Frontend]datapath.Frontend),
-		services:  make([]datapath.Service, sizes.MaxServices),
-		backends:  make([]datapath.Backend, sizes.MaxBackends),
-		stats:     make([]datapath.BackendStat, sizes.MaxBackends),
-		groups:    make(map[uint32]datapath.Group),
-		arena:     make([]uint32, sizes.TableSlots),
-		allows:    make(map[datapath.AllowKey]struct{}),
+		Maps:   tables,
+		stats:  make([]datapath.BackendStat, tables.Sizes().MaxBackends+1),
+		groups: make(map[uint32]datapath.Group),
 	}
 }
-
-// Sizes returns what New was given, defaults filled in.
-func (m *Maps) Sizes() datapath.Sizes { return m.sizes }
 
 // Writes returns how many entries were written or deleted since the last call.
 func (m *Maps) Writes() int {
@@ -93,26 +81,22 @@ func (m *Maps) write(op string, key any) error {
 	return nil
 }
 
-// Frontends returns a copy.
-func (m *Maps) Frontends() (map[lb.Frontend]datapath.Frontend, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.frontends), nil
-}
-
 // PutFrontends inserts or replaces; on an error some may be written, in no order.
 func (m *Maps) PutFrontends(batch map[lb.Frontend]datapath.Frontend) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for key, f := range batch {
-		_, ok := m.frontends[key]
-		if !ok && m.MaxFrontends > 0 && len(m.frontends) >= m.MaxFrontends {
+		anew := m.Frontend(key) == nil
+		if anew && m.MaxFrontends > 0 && m.fronts >= m.MaxFrontends {
 			return fmt.Errorf("put frontend %s: %w", key, datapath.ErrFull)
 		}
 		if err := m.write("PutFrontends", key); err != nil {
 			return err
 		}
-		m.frontends[key] = f
+		m.PutFrontend(key, f)
+		if anew {
+			m.fronts++
+		}
 	}
 	return nil
 }
@@ -125,33 +109,24 @@ func (m *Maps) DeleteFrontends(keys []lb.Frontend) error {
 		if err := m.write("DeleteFrontends", key); err != nil {
 			return err
 		}
-		delete(m.frontends, key)
+		if m.Frontend(key) != nil {
+			m.fronts--
+		}
+		if err := m.Maps.DeleteFrontends([]lb.Frontend{key}); err != nil {
+			return err
+		}
 	}
 	return nil
-}
-
-// Service returns the record at id.
-func (m *Maps) Service(id uint32) (datapath.Service, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if int(id) >= len(m.services) {
-		return datapath.Service{}, fmt.Errorf("service %d: %w", id, datapath.ErrNotFound)
-	}
-	return m.services[id], nil
 }
 
 // PutService replaces the record at id.
 func (m *Maps) PutService(id uint32, s datapath.Service) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if int(id) >= len(m.services) {
-		return fmt.Errorf("put service %d: %w", id, datapath.ErrFull)
-	}
 	if err := m.write("PutService", id); err != nil {
 		return err
 	}
-	m.services[id] = asStored(s)
-	return nil
+	return m.Maps.PutService(id, asStored(s))
 }
 
 // asStored rounds as the map's units do.
@@ -169,18 +144,14 @@ func asStored(s datapath.Service) datapath.Service {
 
 // Backends returns the records that were ever given to a backend.
 func (m *Maps) Backends() (map[uint32]datapath.Backend, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	out := make(map[uint32]datapath.Backend)
-	for id, b := range m.backends {
-		if b.Gen != 0 {
-			if !b.Address.IsValid() {
-				b.Address = netip.IPv6Unspecified() // 16 zero bytes
-			}
-			out[uint32(id)] = b
+	out, err := m.Maps.Backends()
+	for id, b := range out {
+		if !b.Address.IsValid() {
+			b.Address = netip.IPv6Unspecified() // 16 zero bytes
+			out[id] = b
 		}
 	}
-	return out, nil
+	return out, err
 }
 
 // PutBackends replaces the records at ids.
@@ -188,13 +159,12 @@ func (m *Maps) PutBackends(ids []uint32, backends []datapath.Backend) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, id := range ids {
-		if id == 0 || int(id) >= len(m.backends) {
-			return fmt.Errorf("put backend %d: %w", id, datapath.ErrFull)
-		}
 		if err := m.write("PutBackends", id); err != nil {
 			return err
 		}
-		m.backends[id] = backends[i]
+		if err := m.PutBackend(id, backends[i]); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -253,63 +223,40 @@ func (m *Maps) ResetGroup(id uint32, cursor uint64) { m.SetGroup(id, datapath.Gr
 
 // RetireEndpoint clears the flags of every record behind an interface, as the plugin's DEL does.
 func (m *Maps) RetireEndpoint(ifindex uint32, addrs []netip.Addr) (int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n := 0
-	for i := range m.backends {
-		b := &m.backends[i]
-		if ifindex == 0 || b.Ifindex != ifindex || !b.Live || len(addrs) > 0 && !slices.Contains(addrs, b.Address) {
-			continue
+	ids, records := m.Behind(ifindex, addrs)
+	for i, id := range ids {
+		records[i].Live, records[i].New, records[i].Local = false, false, false
+		if err := m.PutBackend(id, records[i]); err != nil {
+			return i, err
 		}
-		b.Live, b.New, b.Local = false, false, false
-		n++
 	}
-	return n, nil
+	return len(ids), nil
 }
 
 // WriteRegion writes values to a region.
 func (m *Maps) WriteRegion(r datapath.Region, values []uint32) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(values) > int(r.Len) || int64(r.Offset)+int64(r.Len) > int64(len(m.arena)) {
-		return fmt.Errorf("write %d values to region %v: out of range", len(values), r)
-	}
 	if err := m.write("WriteRegion", r); err != nil {
 		return err
 	}
-	copy(m.arena[r.Offset:], values)
-	return nil
-}
-
-// ReadRegion returns a copy of a region.
-func (m *Maps) ReadRegion(r datapath.Region) ([]uint32, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if int64(r.Offset)+int64(r.Len) > int64(len(m.arena)) {
-		return nil, fmt.Errorf("read region %v: out of range", r)
-	}
-	return slices.Clone(m.arena[r.Offset : r.Offset+r.Len]), nil
-}
-
-// Allows returns a copy.
-func (m *Maps) Allows() (map[datapath.AllowKey]struct{}, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.allows), nil
+	return m.Maps.WriteRegion(r, values)
 }
 
 // PutAllow adds a key.
 func (m *Maps) PutAllow(k datapath.AllowKey) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, ok := m.allows[k]; !ok && m.MaxAllows > 0 && len(m.allows) >= m.MaxAllows {
-		return fmt.Errorf("put allow %v: %w", k, datapath.ErrFull)
+	if m.MaxAllows > 0 {
+		allows, err := m.Allows()
+		if _, ok := allows[k]; err == nil && !ok && len(allows) >= m.MaxAllows {
+			return fmt.Errorf("put allow %v: %w", k, datapath.ErrFull)
+		}
 	}
 	if err := m.write("PutAllow", k); err != nil {
 		return err
 	}
-	m.allows[k] = struct{}{}
-	return nil
+	return m.Maps.PutAllow(k)
 }
 
 // DeleteAllow removes a key; a missing one is no error.
@@ -319,6 +266,5 @@ func (m *Maps) DeleteAllow(k datapath.AllowKey) error {
 	if err := m.write("DeleteAllow", k); err != nil {
 		return err
 	}
-	delete(m.allows, k)
-	return nil
+	return m.Maps.DeleteAllow(k)
 }

@@ -1,5 +1,6 @@
 // Package memory holds what the proxy writes for the datapath in the process's own memory: the same
-// records, found by the same keys and ids, as full at the same sizes.
+// records, found by the same keys and ids. Ids and the arena end where the kernel's do; of frontends and prefixes
+// there may be as many as there is memory for.
 //
 // The userspace mode chooses from it, and dptest makes of it maps that fail when a test says so. Reading
 // takes no locks where a flow begins: records are replaced whole, and the arena's positions are read and
@@ -69,10 +70,13 @@ func (m *Maps) Frontends() (map[lb.Frontend]datapath.Frontend, error) {
 	return out, nil
 }
 
+// PutFrontend inserts or replaces a record, whole.
+func (m *Maps) PutFrontend(key lb.Frontend, f datapath.Frontend) { m.frontends.Store(key, &f) }
+
 // PutFrontends inserts or replaces records, each whole.
 func (m *Maps) PutFrontends(batch map[lb.Frontend]datapath.Frontend) error {
 	for key, f := range batch {
-		m.frontends.Store(key, &f)
+		m.PutFrontend(key, f)
 	}
 	return nil
 }
@@ -216,6 +220,7 @@ func (m *Maps) Allows() (map[datapath.AllowKey]struct{}, error) {
 
 // PutAllow admits a source prefix to a service.
 func (m *Maps) PutAllow(k datapath.AllowKey) error {
+	k.Prefix = k.Prefix.Masked()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.allows[k]; ok {
@@ -231,6 +236,7 @@ func (m *Maps) PutAllow(k datapath.AllowKey) error {
 
 // DeleteAllow takes an admission back; a missing one is no error.
 func (m *Maps) DeleteAllow(k datapath.AllowKey) error {
+	k.Prefix = k.Prefix.Masked()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.allows[k]; ok {

@@ -71,17 +71,21 @@ func (q *question) Look(seat uint32) (sched.Candidate, bool) {
 	}
 	id := q.m.At(q.front.Members.Offset + seat)
 	b := q.m.BackendAt(id)
-	if id == 0 || b == nil {
+	if id == 0 || b == nil || !b.Live || !b.New {
 		return sched.Candidate{}, false
 	}
 	s := &q.m.stats[id]
-	refused := s.refused.Load()
+	load := s.load.Load()
 	return sched.Candidate{
-		Seat: seat, ID: id, Weight: b.Weight, Serves: b.Live && b.New, Trial: b.Trial,
-		Load: s.load.Load(), Active: s.active.Load(), Proven: s.answered.Load() != 0,
-		Cautious: refused != 0 && int32(refused-q.tick+sched.RefusalSeconds*sched.LatencyTicks) > 0,
-		SYN:      unpack(s.syn.Load()), First: unpack(s.first.Load()),
+		Seat: seat, ID: id, Weight: b.Weight, Load: load, Proven: s.answered.Load() != 0,
+		Spared: sched.Spared(s.refused.Load(), q.tick, b.Trial, load, s.active.Load()),
 	}, true
+}
+
+// Latencies returns how fast a backend answers.
+func (q *question) Latencies(id uint32) (syn, first sched.Latency) {
+	s := &q.m.stats[id]
+	return unpack(s.syn.Load()), unpack(s.first.Load())
 }
 
 // Turn takes the group's next turn.

@@ -200,3 +200,27 @@ func TestAffinitiesAreBounded(t *testing.T) {
 		t.Errorf("%d are kept, want up to %d", n, affinityEntries)
 	}
 }
+
+// The arena may give a region out again as soon as no frontend names it: who was choosing meanwhile chooses
+// again.
+func TestNobodyChoosesFromAnotherTable(t *testing.T) {
+	w := newWorld(t, plan{backends: 4, affinity: time.Hour})
+	const foreign = 200
+	w.check(w.m.PutBackend(foreign, datapath.Backend{Address: vip, Gen: 1, Service: 2, Live: true, New: true}))
+	before := *w.m.Frontend(tcpFront)
+	after := before
+	after.Members.Offset += 64
+	w.check(w.m.WriteRegion(after.Members, w.ids))
+	clock, looks := w.m.now, 0
+	w.m.now = func() time.Time {
+		if looks++; looks == 2 { // the first is the flow's beginning, the second in the middle of its choice
+			w.check(w.m.PutFrontends(map[lb.Frontend]datapath.Frontend{tcpFront: after}))
+			w.check(w.m.WriteRegion(before.Members, []uint32{foreign, foreign, foreign, foreign}))
+		}
+		return clock()
+	}
+	f := w.begin(tcpFront, 40000)
+	if looks < 3 || f.service != serviceID {
+		t.Errorf("after %d looks at the clock it is at a backend of service %d", looks, f.service)
+	}
+}

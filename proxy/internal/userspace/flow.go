@@ -55,14 +55,16 @@ func (t *traffic) add(packets, bytes uint64, now time.Duration) {
 	t.seen.Store(int64(now))
 }
 
-// Begin chooses the backend of a new flow and counts it. gone is called at most once, by any goroutine, when
-// the flow has to end because its backend was removed, it was idle for too long, or it was flushed; it must
-// not block. A flow that begins is ended with End. The error is one of ErrNoFrontend, ErrNotAllowed, ErrNoBackend
-// and ErrFull.
+// Begin chooses the backend of a new flow and counts it. The error is one of ErrNoFrontend, ErrNotAllowed,
+// ErrNoBackend and ErrFull. A flow that begins has to be ended with End.
 //
-// The table is full when as many flows are opening or established as Sizes.MaxConntrack says, or a quarter
-// of that is opening. Nobody who is there gives way then, unless idle for too long: these are sockets with data
-// in them.
+// gone is called at most once, by any goroutine and maybe before Begin returns, when the flow has to end: because
+// its backend was removed, it was idle for too long, or it was flushed. It must not block. While a TCP flow is
+// opening, the removal of its backend is no reason yet: Failed then finds another one, and only if
+// the backend answers nevertheless is gone called, by Connected.
+//
+// The table is full when as many flows are opening or established as Sizes.MaxConntrack says, or a quarter of that
+// is opening. Nobody who is there gives way then, unless idle for too long: these are sockets with data in them.
 func (m *Maps) Begin(front lb.Frontend, client netip.AddrPort, gone func()) (*Flow, error) {
 	client = netip.AddrPortFrom(client.Addr().Unmap().WithZone(""), client.Port())
 	f, err := m.begin(front, client, gone)

@@ -51,6 +51,11 @@ func TestFlowsEndWithTheirBackend(t *testing.T) {
 			if oo.n.Load() != 1 {
 				t.Error("a connection to a backend that is gone goes on")
 			}
+			_, err := w.m.Sweep(datapath.SweepRequest{Flush: true})
+			w.check(err)
+			if of.n.Load() != 1 || oo.n.Load() != 1 {
+				t.Errorf("told twice: %d, %d", of.n.Load(), oo.n.Load())
+			}
 			for _, flow := range []*Flow{f, u, o} {
 				flow.Closing()
 				flow.End()
@@ -113,6 +118,20 @@ func TestAGenerationBeginsAtZero(t *testing.T) {
 		t.Errorf("after a move the groups have %d and %d", a, b)
 	}
 	w.settled()
+}
+
+// A backend that is taken away between its choice and the flow leaves nothing counted.
+func TestWhoIsRetiredMeanwhileIsNotTaken(t *testing.T) {
+	w := newWorld(t, plan{backends: 2})
+	f := &Flow{front: tcpFront, question: question{m: w.m}}
+	w.change(1, func(b *datapath.Backend) { *b = datapath.Backend{Gen: 2} })
+	if taken, err := f.take(w.ids[1]); taken || err != nil {
+		t.Fatalf("%t, %v", taken, err)
+	}
+	w.empty(nil)
+	if r, _ := w.m.Rooms(); r[datapath.RoomOpening].Created != 0 {
+		t.Errorf("%+v", r)
+	}
 }
 
 func TestFlushEndsFlows(t *testing.T) {
