@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -23,6 +24,21 @@ func locals(t *testing.T) []string {
 	return out
 }
 
+// ownRoute waits for the kernel's own local route of an address, which comes with the device's carrier.
+func ownRoute(t *testing.T, own netip.Addr) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		_, others, err := localRoutes(familyOf(own))
+		must(t, err)
+		if containsAddr(others, own) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no local route of %s", own)
+		}
+	}
+}
+
 func up(t *testing.T, name string) {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
@@ -35,6 +51,7 @@ func TestLocalRoutesAreThoseThatAreNeeded(t *testing.T) {
 		up(t, "lo")
 		address(t, "eth0", "192.0.2.1/24", "2001:db8::1/64")
 		a := netip.MustParseAddr
+		ownRoute(t, a("2001:db8::1"))
 		sync := func(want string, vips ...netip.Addr) {
 			t.Helper()
 			failed, err := SyncLocal(vips)
