@@ -234,6 +234,44 @@ func TestUserspaceReapsContainers(t *testing.T) {
 	})
 }
 
+// A node in userspace mode shares services and containers with the others. Those of others get no connections from it, and it says so.
+func TestUserspaceNodeSharesServices(t *testing.T) {
+	t.Parallel()
+	e := newEtcd(t, "etcd9")
+	a, b := e.node(t), e.node(t, inUserspace)
+	a.start()
+	b.start()
+	onA := a.container(t, "web", a.bridged(conf{"services": []string{"web"}}))
+	if r := b.put("web"); r.status != 0 {
+		t.Fatalf("apply: %+v", r)
+	}
+	onB := b.container(t, "web", b.bridged(conf{"services": []string{"web"}}))
+	onA.serve(80)
+	onB.serve(80)
+	a.expectOwn(t, "web", onA.addr[v4].String()+" active")
+	b.expectOwn(t, "web", onB.addr[v4].String()+" active")
+	vips := vipsOf(b, "web")
+	eventually(t, startTime, "the other node's container is listed", func() error {
+		text := strings.Join(list[statusRow](b, "status").Problems, "\n")
+		if !strings.Contains(text, "backend "+a.name+"/"+onA.addr[v4].String()+" is on node "+a.name+", and userspace mode has no way to other nodes") {
+			return fmt.Errorf("problems %q", text)
+		}
+		return nil
+	})
+	for range 20 {
+		if got := b.mustAsk(t, "tcp", netip.AddrPortFrom(vips[0], 80)); got.Server != onB.name {
+			t.Fatalf("answer %+v", got)
+		}
+	}
+	b.writeServices("local.yaml", "services:\n"+local("local", "127.0.0.9", 8000, "127.0.0.1"))
+	eventually(t, felt, "a VIP that means every node is refused", func() error {
+		if text := strings.Join(list[statusRow](b, "status").Problems, "\n"); !strings.Contains(text, "since all nodes of etcd are to serve it") {
+			return fmt.Errorf("problems %q", text)
+		}
+		return nil
+	})
+}
+
 // Told to stop, the proxy takes no more connections, lets those that are there end, and removes its routes.
 func TestUserspaceStopsGracefully(t *testing.T) {
 	t.Parallel()
@@ -241,6 +279,7 @@ func TestUserspaceStopsGracefully(t *testing.T) {
 	p.configure("round-robin", alike(2))
 	c, _ := p.hold(t, "tcp", v4)
 	other, _ := p.hold(t, "tcp", v6)
+	talks := p.talkOver(t, 4)
 	stopping := p.proxy
 	if err := stopping.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
@@ -251,10 +290,12 @@ func TestUserspaceStopsGracefully(t *testing.T) {
 		}
 		return nil
 	})
-	for range 3 {
-		p.client.mustHear(t, c)
-	}
+	p.client.mustHear(t, c)
 	c.Close()
+	expectUnbroken(t, talks) // under load
+	for _, k := range talks {
+		k.c.Close()
+	}
 	if err := stopping.Process.Signal(os.Interrupt); err != nil { // the second ends the other one
 		t.Fatal(err)
 	}
