@@ -79,6 +79,13 @@ func (p *plugin) install(c *netConf, e registry.Endpoint, done func() error) (er
 		return failure(types.ErrIOFailure, err, "the run directory cannot be used")
 	}
 	defer unlock()
+	mode, err := reg.Mode()
+	if err != nil {
+		return failure(types.ErrIOFailure, err, "the run directory cannot be used")
+	}
+	if mode == registry.ModeUserspace {
+		return p.enlist(reg, c.BPFFS, e, done)
+	}
 	dp, err := p.load(datapath.Options{BPFFS: c.BPFFS, Sizes: p.sizes(c.RunDir), Log: p.log})
 	if err != nil {
 		return datapathFailure(err)
@@ -105,6 +112,29 @@ func (p *plugin) install(c *netConf, e registry.Endpoint, done func() error) (er
 		return err
 	}
 	// The file is last: the proxy may rely on everything that it speaks of.
+	if err := reg.Put(e); err != nil {
+		return failure(types.ErrIOFailure, err, "the endpoint file cannot be written")
+	}
+	return done()
+}
+
+// enlist makes the attachment e where the proxy carries connections itself: it is a file and nothing else.
+func (p *plugin) enlist(reg *registry.Dir, bpffs string, e registry.Endpoint, done func() error) (err error) {
+	e.Attach = registry.AttachNone
+	for _, pin := range []string{inPin(bpffs, e.ID), outPin(bpffs, e.ID)} {
+		// Programs of an attachment before would answer for VIPs in the proxy's stead.
+		if err := p.links.Detach(pin, 0); err != nil {
+			p.log.Warn("a program of an earlier attachment may still run", "endpoint", e.ID, "err", err)
+		}
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if undone := reg.Delete(e.ID); undone != nil {
+			p.log.Error("undo a failed ADD", "endpoint", e.ID, "err", undone)
+		}
+	}()
 	if err := reg.Put(e); err != nil {
 		return failure(types.ErrIOFailure, err, "the endpoint file cannot be written")
 	}

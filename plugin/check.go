@@ -39,6 +39,9 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if err := checkAddresses(prev.addresses(args.IfName), v, e); err != nil {
 		return err
 	}
+	if e.Attach == registry.AttachNone {
+		return nil // in whatever mode the proxy runs now: ADD made nothing else
+	}
 	if err := p.checkLinks(conf.BPFFS, e); err != nil {
 		return err
 	}

@@ -22,19 +22,35 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 	reg, unlock := p.lockExisting(conf.RunDir, id)
 	defer unlock()
 
-	dp, err := p.open(conf.BPFFS)
+	dp, err := p.opened(reg, conf.BPFFS)
 	if err != nil {
-		dp = nil
-		if !errors.Is(err, datapath.ErrNotLoaded) {
-			p.log.Error("open datapath", "endpoint", id, "err", err)
-		}
-	} else {
+		p.log.Error("open datapath", "endpoint", id, "err", err)
+	}
+	if dp != nil {
 		defer func() { _ = dp.Close() }()
 	}
 	if err := p.remove(reg, dp, conf.BPFFS, p.previous(reg, dp, conf.BPFFS, id)); err != nil {
 		p.log.Error("remove attachment", "endpoint", id, "err", err)
 	}
 	return nil
+}
+
+// opened returns the datapath, nil where there is none: nothing is loaded, or the proxy carries connections itself and
+// this process may not look. reg may be nil.
+func (p *plugin) opened(reg *registry.Dir, bpffs string) (maps, error) {
+	dp, err := p.open(bpffs)
+	if err == nil {
+		return dp, nil
+	}
+	if reg != nil && datapath.NotPermitted(err) {
+		if mode, _ := reg.Mode(); mode == registry.ModeUserspace {
+			return nil, nil
+		}
+	}
+	if errors.Is(err, datapath.ErrNotLoaded) {
+		return nil, nil
+	}
+	return nil, err
 }
 
 // lockExisting opens the run directory if there is one: DEL makes nothing. reg is nil without.

@@ -8,7 +8,6 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
-	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 )
 
@@ -30,13 +29,11 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return failure(types.ErrIOFailure, err, "the run directory cannot be used")
 	}
-	dp, err := p.open(conf.BPFFS)
-	switch {
-	case errors.Is(err, datapath.ErrNotLoaded):
-		dp = nil
-	case err != nil:
+	dp, err := p.opened(reg, conf.BPFFS)
+	if err != nil {
 		return datapathFailure(err)
-	default:
+	}
+	if dp != nil {
 		defer func() { _ = dp.Close() }()
 	}
 	endpoints, errs := reg.List()

@@ -17,8 +17,16 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if _, err := registry.Open(conf.RunDir); err != nil {
+	reg, err := registry.Open(conf.RunDir)
+	mode := ""
+	if err == nil {
+		mode, err = reg.Mode()
+	}
+	if err != nil {
 		return failure(types.ErrPluginNotAvailable, err, "the run directory cannot be used")
+	}
+	if mode == registry.ModeUserspace {
+		return nil // an ADD writes a file and nothing else
 	}
 	dp, err := p.load(datapath.Options{BPFFS: conf.BPFFS, Sizes: p.sizes(conf.RunDir), Log: p.log})
 	if err != nil {

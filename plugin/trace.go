@@ -19,7 +19,7 @@ type trace struct {
 }
 
 func traceOf(e registry.Endpoint) trace {
-	return trace{id: e.ID, ifindex: e.HostIfindex, addrs: e.Addresses, filters: e.Attach != attach.KindTCX && e.Attach != ""}
+	return trace{id: e.ID, ifindex: e.HostIfindex, addrs: e.Addresses, filters: e.Attach == attach.KindClsact || e.Attach == attach.KindIngress}
 }
 
 // previous finds what an attachment left: by its file, else, after a crash or with a corrupt

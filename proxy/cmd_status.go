@@ -39,14 +39,10 @@ func (a *app) printStatus(st api.Status) error {
 	line := func(key, format string, args ...any) {
 		_, _ = fmt.Fprintf(w, "%s\t%s\n", key, printable(fmt.Sprintf(format, args...)))
 	}
-	mode := st.Mode
-	if st.HostStack {
-		mode += ", host stack"
-	}
 	line("Name:", "%s", st.Name)
 	line("Address:", "%s", cell(addressOrNone(st.Address)))
 	line("Version:", "%s", st.Version)
-	line("Mode:", "%s", mode)
+	line("Mode:", "%s", modeOf(st))
 	line("Ready:", "%s", yesNo(st.Ready))
 	line("Uptime:", "%s", seconds(st.UptimeSeconds))
 	line("Revision:", "%d (in the maps: %d)", st.Revision, st.Applied)
@@ -79,6 +75,18 @@ func (a *app) printStatus(st api.Status) error {
 		}
 	}
 	return nil
+}
+
+// modeOf returns "userspace (BPF is not permitted: ...)", for example.
+func modeOf(st api.Status) string {
+	mode := st.Mode
+	if st.HostStack {
+		mode += ", host stack"
+	}
+	if st.ModeReason != "" {
+		mode += " (" + st.ModeReason + ")"
+	}
+	return mode
 }
 
 // etcdState returns "connected, 2 other nodes", or why it is not.

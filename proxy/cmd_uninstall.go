@@ -21,7 +21,7 @@ import (
 
 // runFiles are what tclb makes in the run directory, the lock of the proxy last. The state
 // directory may lie there as well, and stays.
-var runFiles = []string{api.SocketName, "sizes.json", ".sizes.json", "health.json", ".health.json", "endpoints", "locks", lockFile}
+var runFiles = []string{api.SocketName, "sizes.json", ".sizes.json", "health.json", ".health.json", "mode", ".mode", "endpoints", "locks", lockFile}
 
 func newUninstall(a *app) *cobra.Command {
 	return &cobra.Command{
@@ -47,6 +47,7 @@ func (a *app) uninstall() error {
 	r := &removal{app: a}
 	r.links()
 	r.hostPath()
+	r.localRoutes()
 	r.tunnel()
 	r.filters()
 	r.pins()
@@ -133,6 +134,15 @@ func (r *removal) hostPath() {
 	}
 	if present {
 		r.removed("device " + host.Device + " and its routes")
+	}
+}
+
+// localRoutes removes the routes of a proxy in userspace mode.
+func (r *removal) localRoutes() {
+	n, err := host.RemoveLocal()
+	r.check(err)
+	if n > 0 && err == nil {
+		r.removed(fmt.Sprintf("local routes of VIPs: %d", n))
 	}
 }
 

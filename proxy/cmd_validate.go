@@ -3,11 +3,19 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 )
+
+// isDevice says whether this network namespace has a device. Where that cannot be told, it has.
+func isDevice(name string) bool {
+	_, err := net.InterfaceByName(name)
+	var missing *net.OpError
+	return err == nil || !errors.As(err, &missing)
+}
 
 func newValidate(a *app) *cobra.Command {
 	return &cobra.Command{
@@ -16,7 +24,7 @@ func newValidate(a *app) *cobra.Command {
 		Long: `Check services files and tclb.yaml as the proxy would, without a proxy.
 
 Services files are checked against a tclb.yaml that is among the files or named by --config: its
-vipPool, and the nodes that it knows.
+vipPool, the nodes that it knows, its mode and its uplinks. Devices of VLANs have to be there.
 
 Each mistake is a line on stdout, file:line:column: key: reason, in the order of the files; their
 number goes to stderr, and the exit status is 1.`,
@@ -25,7 +33,7 @@ number goes to stderr, and the exit status is 1.`,
 			if a.configExplicit {
 				files = append(files, a.config)
 			}
-			findings, err := config.Validate(files)
+			findings, err := config.Validate(files, isDevice)
 			for _, f := range findings {
 				if err := a.say("%s", f); err != nil {
 					return err

@@ -42,9 +42,9 @@ type affine struct {
 	homes   [][2]int
 }
 
-func newAffine(t *testing.T) *affine {
+func newAffine(t *testing.T, extra ...string) *affine {
 	t.Helper()
-	p := newPool(t, 4)
+	p := newPool(t, 4, extra...)
 	a := &affine{pool: p, clients: []*container{p.client}}
 	for i := range 2 {
 		a.clients = append(a.clients, p.container(t, fmt.Sprintf("other%d", i), p.bridged()))
@@ -84,8 +84,11 @@ var nobody = [2]int{-1, -1}
 const unbounded = "boundedLoad: {factor: 100}"
 
 func TestAffinityHoldsWithEachScheduler(t *testing.T) {
-	t.Parallel()
-	a := newAffine(t)
+	eachMode(t, testAffinityHoldsWithEachScheduler)
+}
+
+func testAffinityHoldsWithEachScheduler(t *testing.T, mode string) {
+	a := newAffine(t, mode)
 	for _, scheduler := range schedulers {
 		t.Run(scheduler, func(t *testing.T) {
 			a.configure(scheduler, alike(4), clientIP(time.Hour), unbounded)
@@ -139,10 +142,11 @@ func (a *affine) expectStayThroughRemoval(t *testing.T, scheduler string) {
 
 // The timeout runs from a client's last new flow. After it a new choice is made, which is the same one
 // where it is a function of the client alone.
-func TestAffinityEndsWithItsTimeout(t *testing.T) {
-	t.Parallel()
+func TestAffinityEndsWithItsTimeout(t *testing.T) { eachMode(t, testAffinityEndsWithItsTimeout) }
+
+func testAffinityEndsWithItsTimeout(t *testing.T, mode string) {
 	const timeout = time.Second
-	p := newPool(t, 4)
+	p := newPool(t, 4, mode)
 	for _, c := range []struct {
 		scheduler string
 		again     bool

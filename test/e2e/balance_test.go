@@ -159,8 +159,11 @@ func TestContainerReachesItselfThroughTheVIP(t *testing.T) {
 
 // Only sources that a service allows get through, from wherever they ask.
 func TestServiceAdmitsAllowedSourcesOnly(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+	eachMode(t, testServiceAdmitsAllowedSourcesOnly)
+}
+
+func testServiceAdmitsAllowedSourcesOnly(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.start()
 	server := n.container(t, "web", n.bridged(conf{"services": []string{"web"}}))
 	server.serve(targetPort)

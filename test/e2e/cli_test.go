@@ -11,9 +11,9 @@ import (
 )
 
 // cliNode has a service with two containers, and a client.
-func cliNode(t *testing.T) (n *node, servers [2]*container, client *container) {
+func cliNode(t *testing.T, extra ...string) (n *node, servers [2]*container, client *container) {
 	t.Helper()
-	n = newNode(t)
+	n = newNode(t, extra...)
 	n.writeServices("web.yaml", service("web", vip(10), "scheduler: maglev"))
 	n.start()
 	for i := range servers {
@@ -36,9 +36,10 @@ var promised = map[string][]string{
 	"conntrack list":  {"protocol", "client", "vip", "backend", "state", "node", "ageSeconds", "expiresSeconds", "packets", "bytes"},
 }
 
-func TestListingsHaveThePromisedFields(t *testing.T) {
-	t.Parallel()
-	n, _, client := cliNode(t)
+func TestListingsHaveThePromisedFields(t *testing.T) { eachMode(t, testListingsHaveThePromisedFields) }
+
+func testListingsHaveThePromisedFields(t *testing.T, mode string) {
+	n, _, client := cliNode(t, mode)
 	client.mustHear(t, client.mustDial(t, "tcp", front(vip(10), v4), 0))
 	for command, fields := range promised {
 		words := strings.Fields(command)
@@ -198,9 +199,10 @@ var metricFamilies = strings.Fields(`tclb_services tclb_backends tclb_endpoints 
 	tclb_reconcile_errors_total tclb_config_errors tclb_health_checks_total
 	tclb_tunnel_drops_total tclb_build_info`)
 
-func TestMetricsHaveEveryFamily(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestMetricsHaveEveryFamily(t *testing.T) { eachMode(t, testMetricsHaveEveryFamily) }
+
+func testMetricsHaveEveryFamily(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.start()
 	families := func() string {
 		t.Helper()
@@ -283,9 +285,10 @@ func TestSIGHUPReloadsAndABadFileKeepsTheSettings(t *testing.T) {
 	}
 }
 
-func TestCommandsChangeServices(t *testing.T) {
-	t.Parallel()
-	n, servers, client := cliNode(t)
+func TestCommandsChangeServices(t *testing.T) { eachMode(t, testCommandsChangeServices) }
+
+func testCommandsChangeServices(t *testing.T, mode string) {
+	n, servers, client := cliNode(t, mode)
 	file := filepath.Join(n.dir, "apply.yaml")
 	n.write(file, service("api", vip(20), backends(servers[0].addr[:]...)))
 	n.mustTclb("service", "apply", "-f", file)
@@ -313,9 +316,10 @@ func TestCommandsChangeServices(t *testing.T) {
 	expectServers(t, client, front(vip(10), v6), servers[0].name, servers[1].name)
 }
 
-func TestExitStatuses(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestExitStatuses(t *testing.T) { eachMode(t, testExitStatuses) }
+
+func testExitStatuses(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.start()
 	file := filepath.Join(n.dir, "bad.yaml")
 	n.write(file, "services:\n- name: web\n  colour: red\n  ports: [{protocol: tcp, port: 0}]\n")

@@ -56,14 +56,14 @@ func (e *etcdServer) kill() {
 	_ = e.cmd.Wait()
 }
 
-// node makes a node that uses the server.
-func (e *etcdServer) node(t *testing.T) *node {
+// node makes a node that uses the server; extra lines are added to its tclb.yaml.
+func (e *etcdServer) node(t *testing.T, extra ...string) *node {
 	t.Helper()
 	n := newNode(t)
 	e.cables++
 	theirs, ours := fmt.Sprintf("192.0.2.%d", 4*e.cables+1), fmt.Sprintf("192.0.2.%d", 4*e.cables+2)
 	join(e.place, fmt.Sprintf("to%d", e.cables), n.place, "up0", []string{theirs + "/30"}, []string{ours + "/30"})
-	n.configureProxy("vipPool: [10.96.0.0/16]", "etcd: {endpoints: ["+theirs+":2379], leaseTTL: 2s, restartGrace: 30s}")
+	n.configureProxy(append(extra, "vipPool: [10.96.0.0/16]", "etcd: {endpoints: ["+theirs+":2379], leaseTTL: 2s, restartGrace: 30s}")...)
 	text, err := os.ReadFile(n.cfg)
 	if err != nil {
 		t.Fatal(err)

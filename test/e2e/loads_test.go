@@ -11,9 +11,10 @@ import (
 )
 
 // A new connection goes to who has the least for its weight, also after others have gone.
-func TestLeastConnEvensOutWhatIsHeld(t *testing.T) {
-	t.Parallel()
-	p := newPool(t, 3)
+func TestLeastConnEvensOutWhatIsHeld(t *testing.T) { eachMode(t, testLeastConnEvensOutWhatIsHeld) }
+
+func testLeastConnEvensOutWhatIsHeld(t *testing.T, mode string) {
+	p := newPool(t, 3, mode)
 	weights := []int{100, 200, 700}
 	p.configure("least-conn", weights)
 	eachWay(t, func(t *testing.T, family int, proto string) {
@@ -56,9 +57,10 @@ func TestLeastConnEvensOutWhatIsHeld(t *testing.T) {
 
 // A client whose connections all begin at one server, by affinity, must spill over to the others, none of
 // which is to have more than its bound at any time. Each family has loads of its own.
-func TestBoundedLoadSpillsOver(t *testing.T) {
-	t.Parallel()
-	p := newPool(t, 4)
+func TestBoundedLoadSpillsOver(t *testing.T) { eachMode(t, testBoundedLoadSpillsOver) }
+
+func testBoundedLoadSpillsOver(t *testing.T, mode string) {
+	p := newPool(t, 4, mode)
 	for _, c := range []struct {
 		name    string
 		weights []int
@@ -121,9 +123,10 @@ func bound(factor float64, connections int, weights []int, server int) int {
 
 // A server that answers late gets what the others have no room for, and its share again when it has become
 // quick.
-func TestLatencyAvoidsASlowServer(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestLatencyAvoidsASlowServer(t *testing.T) { eachMode(t, testLatencyAvoidsASlowServer) }
+
+func testLatencyAvoidsASlowServer(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.writeServices("web.yaml", service("web", vip(10), "scheduler: latency"))
 	n.start()
 	members := n.bridged(conf{"services": []string{"web"}})

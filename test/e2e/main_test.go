@@ -81,6 +81,9 @@ func prepare() (err error) {
 	if workDir, err = os.MkdirTemp("", prefix); err != nil {
 		return err
 	}
+	if err := os.Chmod(workDir, 0o755); err != nil { // some tests run as another user
+		return err
+	}
 	binDir = filepath.Join(workDir, "bin")
 	for name, pkg := range map[string]string{"tclb": "../../proxy", "tclb-cni": "../../plugin"} {
 		build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(binDir, name), pkg)

@@ -33,6 +33,8 @@ type node struct {
 	subnets  []string   // of its containers
 	underlay netip.Addr // that other nodes tunnel to; not valid for a node alone
 
+	userspace   bool      // the proxy carries connections itself
+	user        uint32    // who runs the proxy and commands; 0 = root
 	proxy       *exec.Cmd // nil while none runs
 	exited      chan error
 	errorsAreOK bool // the proxy's log may have errors
@@ -78,6 +80,7 @@ func (n *node) configureProxy(extra ...string) {
 			lines = append(lines, key+": {"+small+"}")
 		}
 	}
+	n.userspace = strings.Contains(strings.Join(extra, "\n"), "mode: userspace")
 	n.write(n.cfg, strings.Join(lines, "\n")+"\n")
 	n.write(filepath.Join(n.runDir, "sizes.json"), `{"maxServices":256,"maxBackends":1024,"tableSlots":65536,"maxConntrack":4096}`)
 }
@@ -86,7 +89,11 @@ const smallMaps = "maxServices: 256, maxBackends: 1024, tableSlots: 65536"
 
 func (n *node) write(path, content string) {
 	n.t.Helper()
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+	err := os.WriteFile(path, []byte(content), 0o600)
+	if err == nil && n.user != 0 {
+		err = os.Chown(path, int(n.user), int(n.user))
+	}
+	if err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -119,6 +126,7 @@ func (n *node) launch() error {
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(binDir, "tclb"), n.flags("proxy", "--log-level", "debug")...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = n.as()
 	if err := n.place.start(cmd); err != nil {
 		return err
 	}
@@ -129,6 +137,14 @@ func (n *node) launch() error {
 
 func (n *node) flags(args ...string) []string {
 	return append(args, "--bpffs", n.bpffs, "--run-dir", n.runDir, "--state-dir", n.stateDir, "--config", n.cfg)
+}
+
+// as makes a process one of the node's user, who has no capabilities.
+func (n *node) as() *syscall.SysProcAttr {
+	if n.user == 0 {
+		return nil
+	}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: n.user, Gid: n.user}}
 }
 
 func (n *node) logFile() string { return filepath.Join(n.dir, "proxy.log") }
@@ -168,6 +184,22 @@ func (n *node) stop() {
 	}
 }
 
+// hurry ends the proxy without waiting for connections to end: the second signal means that.
+func (n *node) hurry() {
+	n.t.Helper()
+	if err := n.proxy.Process.Signal(syscall.SIGTERM); err != nil {
+		n.t.Error(err)
+	}
+	select {
+	case err := <-n.exited:
+		if n.proxy = nil; err != nil {
+			n.t.Errorf("the proxy stopped with %v\n%s", err, tail(n.log()))
+		}
+	case <-time.After(100 * time.Millisecond): // the kernel makes one of two that come at once
+		n.stop()
+	}
+}
+
 // kill ends the proxy by SIGKILL.
 func (n *node) kill() { _ = n.signal(syscall.SIGKILL) }
 
@@ -187,7 +219,9 @@ func (n *node) signal(s syscall.Signal) error {
 
 // end stops the node at the end of its test, and shows the proxy's log if something was wrong.
 func (n *node) end() {
-	if n.proxy != nil {
+	if n.proxy != nil && n.userspace {
+		n.hurry()
+	} else if n.proxy != nil {
 		n.stop()
 	}
 	log := n.log()
@@ -244,6 +278,7 @@ func (n *node) tclb(args ...string) result {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(filepath.Join(binDir, "tclb"), n.flags(args...)...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.SysProcAttr = n.as()
 	err := n.try(cmd.Run)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -97,8 +97,8 @@ func (h *hammer) since(begin time.Time) map[string]int {
 }
 
 // ejecting starts a service of three containers and a client.
-func ejecting(t *testing.T) (n *node, servers [3]*container, stop func(), client *container) {
-	n = newNode(t)
+func ejecting(t *testing.T, extra ...string) (n *node, servers [3]*container, stop func(), client *container) {
+	n = newNode(t, extra...)
 	n.writeServices("web.yaml", service("web", vip(10), "outlier: {enabled: true}"))
 	n.start()
 	network := n.bridged(conf{"services": []string{"web"}})
@@ -184,8 +184,11 @@ func expectFew(t *testing.T, requests []request, from, to time.Time, most int) {
 }
 
 func TestServerThatRefusesIsEjectedAndTriedAgain(t *testing.T) {
-	t.Parallel()
-	n, servers, stop, client := ejecting(t)
+	eachMode(t, testServerThatRefusesIsEjectedAndTriedAgain)
+}
+
+func testServerThatRefusesIsEjectedAndTriedAgain(t *testing.T, mode string) {
+	n, servers, stop, client := ejecting(t, mode)
 	load := client.hammer("tcp", front(vip(10), v4))
 	time.Sleep(time.Second)
 	failed := time.Now()
@@ -246,9 +249,10 @@ func TestServerThatRefusesDatagramsIsEjected(t *testing.T) {
 }
 
 // Somebody who switches it off does not wait for ejections to end.
-func TestEjectionEndsWithItsSetting(t *testing.T) {
-	t.Parallel()
-	n, servers, stop, client := ejecting(t)
+func TestEjectionEndsWithItsSetting(t *testing.T) { eachMode(t, testEjectionEndsWithItsSetting) }
+
+func testEjectionEndsWithItsSetting(t *testing.T, mode string) {
+	n, servers, stop, client := ejecting(t, mode)
 	load := client.hammer("tcp", front(vip(10), v4))
 	time.Sleep(time.Second)
 	failed := time.Now()

@@ -147,7 +147,10 @@ func (p *place) start(cmd *exec.Cmd) error {
 	started, gone := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread()
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if cmd.SysProcAttr == nil {
+			cmd.SysProcAttr = &syscall.SysProcAttr{}
+		}
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 		err := unix.Setns(int(p.space.Fd()), unix.CLONE_NEWNET)
 		if err == nil {
 			err = cmd.Start()

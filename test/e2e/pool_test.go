@@ -34,9 +34,10 @@ type pool struct {
 }
 
 // newPool starts a node with so many servers. The service has no backends before the first configure.
-func newPool(t *testing.T, servers int) *pool {
+// extra lines are added to tclb.yaml.
+func newPool(t *testing.T, servers int, extra ...string) *pool {
 	t.Helper()
-	p := &pool{node: newNode(t)}
+	p := &pool{node: newNode(t, extra...)}
 	p.start()
 	for i := range servers {
 		s := p.container(t, fmt.Sprintf("web%d", i), p.bridged())

@@ -9,9 +9,10 @@ import (
 )
 
 // Who asks a VIP that nobody serves is told so at once: clients must not wait for a timeout.
-func TestVIPWithoutBackendsRefuses(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestVIPWithoutBackendsRefuses(t *testing.T) { eachMode(t, testVIPWithoutBackendsRefuses) }
+
+func testVIPWithoutBackendsRefuses(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.writeServices("web.yaml", service("web", vip(10)))
 	n.start()
 	client := n.container(t, "client", n.bridged())

@@ -37,9 +37,10 @@ func expectServers(t *testing.T, client *container, to netip.AddrPort, servers .
 	})
 }
 
-func TestChangesOfFilesAreFelt(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestChangesOfFilesAreFelt(t *testing.T) { eachMode(t, testChangesOfFilesAreFelt) }
+
+func testChangesOfFilesAreFelt(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.start()
 	a, b := n.container(t, "a", n.bridged()), n.container(t, "b", n.bridged())
 	a.serve(targetPort)
@@ -75,18 +76,21 @@ func expectNoAnswer(client *container, to netip.AddrPort) error {
 }
 
 type statusRow struct {
-	Ready     bool
-	HostStack bool
-	Findings  []struct {
+	Ready bool
+
+	Mode, ModeReason string
+	HostStack        bool
+	Findings         []struct {
 		File, Key, Reason string
 		Line, Column      int
 	}
 	Problems []string
 }
 
-func TestInvalidFileChangesNothing(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestInvalidFileChangesNothing(t *testing.T) { eachMode(t, testInvalidFileChangesNothing) }
+
+func testInvalidFileChangesNothing(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.errorsAreOK = true
 	server := n.container(t, "web", n.bridged())
 	server.serve(targetPort)
@@ -162,9 +166,12 @@ type serviceRow struct {
 }
 
 func TestServiceWithoutVIPsGetsThemFromThePool(t *testing.T) {
-	t.Parallel()
+	eachMode(t, testServiceWithoutVIPsGetsThemFromThePool)
+}
+
+func testServiceWithoutVIPsGetsThemFromThePool(t *testing.T, mode string) {
 	pool := [2]netip.Prefix{netip.MustParsePrefix("192.0.2.128/25"), netip.MustParsePrefix("2001:db8:fe::/112")}
-	n := newNode(t, fmt.Sprintf("vipPool: [%s, %q]", pool[v4], pool[v6]))
+	n := newNode(t, mode, fmt.Sprintf("vipPool: [%s, %q]", pool[v4], pool[v6]))
 	ports := fmt.Sprintf("  ports: [{protocol: tcp, port: %d, targetPort: %d}]\n", servicePort, targetPort)
 	n.writeServices("web.yaml", "services:\n- name: web\n"+ports+"- name: api\n"+ports)
 	n.start()
@@ -199,9 +206,10 @@ func TestServiceWithoutVIPsGetsThemFromThePool(t *testing.T) {
 	}
 }
 
-func TestMembersWaitForTheirService(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestMembersWaitForTheirService(t *testing.T) { eachMode(t, testMembersWaitForTheirService) }
+
+func testMembersWaitForTheirService(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.start()
 	network := n.bridged()
 	named := n.container(t, "named", network, args("TCLB_SERVICES", "later", "TCLB_PORT", "9090"))

@@ -84,8 +84,11 @@ func expectUnbroken(t *testing.T, talks []*talk) {
 // A service can have another scheduler at any time: connections that are there stay where they are, and
 // none that is made meanwhile fails.
 func TestSwitchingSchedulersMovesNoConnection(t *testing.T) {
-	t.Parallel()
-	p := newPool(t, 4)
+	eachMode(t, testSwitchingSchedulersMovesNoConnection)
+}
+
+func testSwitchingSchedulersMovesNoConnection(t *testing.T, mode string) {
+	p := newPool(t, 4, mode)
 	weights := []int{100, 200, 300, 50}
 	p.configure("latency", weights)
 	talks := p.talkOver(t, 4)
@@ -105,10 +108,11 @@ func TestSwitchingSchedulersMovesNoConnection(t *testing.T) {
 
 // The share of a canary grows by what its weight says, step by step: nothing else moves, but for the
 // 1.5 % that the tables may, and no connection that is there.
-func TestCanaryMovesOnlyWhatItMust(t *testing.T) {
-	t.Parallel()
+func TestCanaryMovesOnlyWhatItMust(t *testing.T) { eachMode(t, testCanaryMovesOnlyWhatItMust) }
+
+func testCanaryMovesOnlyWhatItMust(t *testing.T, mode string) {
 	const canary, probes = 3, 4000
-	p := newPool(t, 4)
+	p := newPool(t, 4, mode)
 	p.configure("maglev", []int{300, 300, 300, 9})
 	talks := p.talkOver(t, 5)
 	before := p.client.draw(t, tellFront, 10000, probes)

@@ -237,9 +237,10 @@ func withoutChecksum(t *testing.T, c any) {
 // A flow of datagrams has no end that anyone could see: it must leave a backend that is gone with its
 // next packet, and keep one that is only to get no new flows. (Cilium and Docker leave it in the dark:
 // cilium#48244, cilium#48288, moby#36878.)
-func TestUDPFlowLeavesARemovedBackend(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
+func TestUDPFlowLeavesARemovedBackend(t *testing.T) { eachMode(t, testUDPFlowLeavesARemovedBackend) }
+
+func testUDPFlowLeavesARemovedBackend(t *testing.T, mode string) {
+	n := newNode(t, mode)
 	n.writeServices("web.yaml", service("web", vip(10)))
 	n.start()
 	members := n.bridged(conf{"services": []string{"web"}})

@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
@@ -31,11 +32,17 @@ func (s *Server) nodeRows() []Node {
 	return out
 }
 
+// noTunnel is the note on nodes that could be reached by a tunnel alone, where there is none.
+const noTunnel = "not reached: this node is in userspace mode, which has no tunnel"
+
 // nodeNotes says what is odd about a node, and what to do.
 func nodeNotes(n view.Node) []string {
 	out := []string{}
 	if n.Plain {
 		out = append(out, "a plain VXLAN peer: not probed")
+	}
+	if n.NoTunnel {
+		out = append(out, noTunnel)
 	}
 	if n.MTUBlackHole {
 		out = append(out, fmt.Sprintf("mtu-blackhole: packets of %d bytes are lost: set tunnel.mtu lower, or correct the network's", n.MTU))
@@ -50,7 +57,7 @@ func nodeNotes(n view.Node) []string {
 func nodeProblems(nodes []Node) []string {
 	var out []string
 	for _, n := range nodes {
-		if !n.Reachable {
+		if !n.Reachable && !slices.Contains(n.Notes, noTunnel) {
 			line := fmt.Sprintf("node %s (%s) is unreachable", n.Name, n.Address)
 			if n.Since != nil {
 				line += " since " + n.Since.Format(time.RFC3339)

@@ -21,8 +21,8 @@ func (s *Server) nodeStatus() (Status, error) {
 	node, status := s.view.Node(), s.view.Status()
 	out := Status{
 		Name: node.Name, Address: node.Address, Version: s.version,
-		Mode:      "ebpf", // there is a datapath to ask
-		HostStack: s.view.Config().Datapath.HostStack,
+		Mode: s.view.Mode().Name, ModeReason: oneLine(s.view.Mode().Reason),
+		HostStack: s.view.Config().Datapath.HostStack && s.view.Mode().Name == config.ModeEBPF,
 		Ready:     status.Ready, Revision: status.Revision, Applied: status.Applied,
 		UptimeSeconds: int64(s.now().Sub(status.StartedAt) / time.Second),
 		LastReconcile: status.LastPass,
@@ -60,9 +60,10 @@ func (s *Server) nodeStatus() (Status, error) {
 
 // pending returns what the configuration asks for and this release does not do.
 func (s *Server) pending() []string {
-	out := s.view.Config().Pending()
+	mode := s.view.Mode().Name
+	out := s.view.Config().Pending(mode)
 	for _, svc := range s.view.Services() {
-		for _, text := range config.PendingIn(&svc.Service) {
+		for _, text := range config.PendingIn(&svc.Service, mode) {
 			out = append(out, "service "+svc.Name+": "+text)
 		}
 	}

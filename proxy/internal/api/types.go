@@ -126,7 +126,8 @@ type Status struct {
 	Name          string           `json:"name"`
 	Address       netip.Addr       `json:"address"`
 	Version       string           `json:"version"`
-	Mode          string           `json:"mode"` // ebpf | userspace
+	Mode          string           `json:"mode"`                 // ebpf | userspace
+	ModeReason    string           `json:"modeReason,omitempty"` // why, where datapath.mode left the choice
 	HostStack     bool             `json:"hostStack"`
 	Ready         bool             `json:"ready"`
 	UptimeSeconds int64            `json:"uptimeSeconds"`

@@ -139,6 +139,9 @@ func decodeService(key, name string, data []byte) (config.File, error) {
 	case len(f.Services[0].Service.VIPs) == 0:
 		return f, errors.New("it has no vips: put it with tclb service apply")
 	}
+	if wrong := f.CheckShared(); len(wrong) > 0 {
+		return f, errors.New(wrong[0].String())
+	}
 	return f, nil
 }
 

@@ -43,6 +43,21 @@ func unicast(noun string) parser[netip.Addr] {
 	}
 }
 
+// local is unicast for what a proxy in userspace mode reaches too: addresses of this host alone. Whether there is one is
+// not known where the value stands; Surroundings know.
+func local(noun string) parser[netip.Addr] {
+	return func(s scalar) (netip.Addr, error) {
+		a, err := address(s)
+		if err == nil && a.IsLoopback() {
+			return a, nil
+		}
+		return unicast(noun)(s)
+	}
+}
+
+// notLoopback is what is wrong with a loopback address.
+const notLoopback = "is a loopback address, which containers cannot reach: want one outside 127.0.0.0/8 and ::1"
+
 // checkUnicast says why an address is not one that a host can have and others can reach.
 func checkUnicast(a netip.Addr) error {
 	switch {
@@ -53,7 +68,7 @@ func checkUnicast(a netip.Addr) error {
 	case a == limitedBroadcast:
 		return errors.New("is the broadcast address: want one host's address")
 	case a.IsLoopback():
-		return errors.New("is a loopback address, which containers cannot reach: want one outside 127.0.0.0/8 and ::1")
+		return errors.New(notLoopback)
 	case a.Is6() && a.IsLinkLocalUnicast():
 		return errors.New("is a link-local address, which needs an interface: want a global or unique local one")
 	}

@@ -34,25 +34,29 @@ func (d *Definition) readBackends(m *mapping) {
 			set(m, "node", &b.Node, orEmpty(nodeName))
 			set(m, "weight", &b.Weight, integer(0, lb.MaxWeight))
 			set(m, "state", &b.State, states)
-			m.fields("vlan", func(m *mapping) { readVLAN(m, &b.VLAN) })
+			var tag vlanSpot
+			m.fields("vlan", func(m *mapping) { tag = readVLAN(m, &b.VLAN) })
 			m.require("address", "give the backend's address")
 			at, ok := m.get("address")
 			if !ok {
 				return
 			}
-			if b.Address, ok = value(at, unicast("backend address")); ok {
+			if b.Address, ok = value(at, local("backend address")); ok {
 				node, ok := m.get("node")
 				if !ok {
 					node = at // nothing is wrong with it
 				}
-				d.addBackend(at, node, b, seen)
+				if d.addBackend(at, node, b, seen) && b.VLAN.Device != "" {
+					tag.backend = len(d.Service.Backends) - 1
+					d.vlans = append(d.vlans, tag)
+				}
 			}
 		})
 	}
 }
 
-// addBackend takes a backend in unless its address is in the way.
-func (d *Definition) addBackend(at, node cursor, b lb.Backend, seen firsts[backendKey]) {
+// addBackend takes a backend in unless its address is in the way, and says whether it did.
+func (d *Definition) addBackend(at, node cursor, b lb.Backend, seen firsts[backendKey]) bool {
 	what := "backend " + b.Address.String()
 	if b.Node != "" {
 		what += " of node " + b.Node
@@ -61,24 +65,25 @@ func (d *Definition) addBackend(at, node cursor, b lb.Backend, seen firsts[backe
 		what += " in VLAN " + vlan
 	}
 	if !seen.add(at, backendKey{b.Node, b.VLAN.Link(), b.Address}, what) {
-		return
+		return false
 	}
 	if b.Node != "" && b.VLAN.Device != "" {
 		node.fail("backend %s has a node and a vlan: leave out node, every node reaches it by a device of its own", b.Address)
-		return
+		return false
 	}
 	if b.Node == "" && slices.Contains(d.Service.VIPs, b.Address) {
 		at.fail("backend address %s is a VIP of this service: give the address of who serves it", b.Address)
-		return
+		return false
 	}
 	d.Service.Backends = append(d.Service.Backends, b)
 	d.backends, d.nodes = append(d.backends, at.spot()), append(d.nodes, node.spot())
 	if len(d.Service.VIPs) == 0 || d.vipLost {
-		return // CheckPool comes later, or the VIPs must be right first
+		return true // CheckPool comes later, or the VIPs must be right first
 	}
 	if reason := familyMismatch(b.Address, d.Service.VIPs); reason != "" {
 		at.fail("%s", reason)
 	}
+	return true
 }
 
 // familyMismatch says why no client can reach a backend through the VIPs, or returns "".
@@ -92,11 +97,12 @@ func familyMismatch(backend netip.Addr, vips []netip.Addr) string {
 		backend, family(backend))
 }
 
-// readVLAN decodes the tag with which a backend is reached.
-func readVLAN(m *mapping, v *lb.VLAN) {
+// readVLAN decodes the tag with which a backend is reached, and returns where it stands.
+func readVLAN(m *mapping, v *lb.VLAN) vlanSpot {
 	m.require("device", "give the device that carries the tag")
 	m.require("id", "give the VLAN id, 1 to 4094")
-	set(m, "device", &v.Device, device)
+	at := setAt(m, "device", &v.Device, device)
 	set(m, "id", &v.ID, integer[uint16](1, 4094))
 	set(m, "mac", &v.MAC, orEmpty(hardwareAddress))
+	return vlanSpot{at: m.spot(), device: at}
 }

@@ -81,10 +81,18 @@ type Node struct {
 	Address netip.Addr
 }
 
+// The values of datapath.mode.
+const (
+	ModeAuto      = "auto"
+	ModeEBPF      = "ebpf"
+	ModeUserspace = "userspace"
+)
+
 // Datapath sizes and switches what runs in the kernel.
 type Datapath struct {
-	// Mode is auto, ebpf or userspace (key datapath.mode): auto uses BPF where the kernel allows it.
-	// Default: auto. A change needs a restart.
+	// Mode is auto, ebpf or userspace (key datapath.mode): by programs in the kernel, or by the proxy
+	// itself. auto is ebpf, or userspace where this process may not use BPF. Default: auto. A change
+	// needs a restart.
 	Mode string
 
 	// HostStack keeps balanced packets on the host's routing and firewall path (key
@@ -239,7 +247,7 @@ func Default() *Config {
 		Node:        Node{Name: name},
 		ServicesDir: "/etc/tclb/services.d",
 		Datapath: Datapath{
-			Mode:      "auto",
+			Mode:      ModeAuto,
 			AntiSpoof: true,
 			HairpinAddress: []netip.Addr{
 				netip.MustParseAddr("169.254.77.1"),

@@ -56,6 +56,10 @@ func (m *merger) split(running map[string]File, files []File) {
 		switch {
 		case len(f.Findings) > 0:
 			m.findings[f.Name] = f.Findings
+		case runs && !m.env.Loopback && len(old.CheckShared()) > 0:
+			// It ran in userspace mode. Its addresses mean something else now.
+			delete(m.chosen, f.Name)
+			m.findings[f.Name] = m.env.check(f)
 		case runs && bytes.Equal(old.Data, f.Data):
 			m.chosen[f.Name] = *f // the same services, at the path of today
 		default:

@@ -68,7 +68,16 @@ func (d Definition) moved(lines int) Definition {
 	if lines == 0 {
 		return d
 	}
-	d.name.at.line += lines
+	for _, s := range []*spot{&d.name, &d.dsr, &d.fast} {
+		if s.key != nil {
+			s.at.line += lines
+		}
+	}
+	d.vlans = slices.Clone(d.vlans)
+	for i := range d.vlans {
+		d.vlans[i].at.at.line += lines
+		d.vlans[i].device.at.line += lines
+	}
 	d.vips, d.backends, d.nodes = slices.Clone(d.vips), slices.Clone(d.backends), slices.Clone(d.nodes)
 	for _, spots := range [][]spot{d.vips, d.backends, d.nodes} {
 		for i := range spots {

@@ -23,8 +23,18 @@ func TestSamplesAreValid(t *testing.T) {
 	for _, f := range files {
 		paths = append(paths, f.Path)
 	}
-	if findings, err := Validate(append(paths, filepath.Join(conf, "tclb.yaml"))); err != nil || len(findings) > 0 {
+	if findings, err := Validate(append(paths, filepath.Join(conf, "tclb.yaml")), nil); err != nil || len(findings) > 0 {
 		t.Fatal(findings, err)
+	}
+}
+
+func TestRootlessSampleIsValid(t *testing.T) {
+	c, findings, err := Load(filepath.Join("..", "..", "..", "conf", "rootless.yaml"), true)
+	if err != nil || len(findings) > 0 {
+		t.Fatal(findings, err)
+	}
+	if c.Datapath.Mode != ModeUserspace || !c.Surroundings(nil).Loopback {
+		t.Errorf("the mode is %s", c.Datapath.Mode)
 	}
 }
 

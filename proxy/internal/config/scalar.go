@@ -58,6 +58,15 @@ func set[T any](m *mapping, key string, into *T, parse parser[T]) bool {
 	return ok
 }
 
+// setAt is set for a value that a later check may have to say something about: it returns where that stands.
+func setAt[T any](m *mapping, key string, into *T, parse parser[T]) spot {
+	set(m, key, into, parse)
+	if e := m.find(key); e != nil {
+		return m.child(e.value, path{key: key}).spot()
+	}
+	return spot{}
+}
+
 // setList reads the list of different scalars under a key. An empty list replaces the default.
 func setList[T comparable](m *mapping, key string, into *[]T, parse parser[T]) {
 	c, ok := m.get(key)

@@ -58,8 +58,8 @@ func (d *Definition) read(m *mapping) {
 	m.fields("healthCheck", d.readHealthCheck)
 	m.fields("outlier", func(m *mapping) { set(m, "enabled", &s.Outlier.Enabled, boolean) })
 	m.fields("timeouts", func(m *mapping) { readTimeouts(m, &s.Timeouts) })
-	set(m, "dsr", &s.DSR, boolean)
-	set(m, "accelerate", &s.Accelerate, boolean)
+	d.dsr = setAt(m, "dsr", &s.DSR, boolean)
+	d.fast = setAt(m, "accelerate", &s.Accelerate, boolean)
 	setList(m, "allow", &s.Allow, prefix)
 }
 
@@ -67,7 +67,7 @@ func (d *Definition) read(m *mapping) {
 func (d *Definition) readVIPs(m *mapping) {
 	seen := make(firsts[netip.Addr])
 	for _, e := range m.elements("vips") {
-		vip, ok := value(e, unicast("VIP"))
+		vip, ok := value(e, local("VIP"))
 		d.vipLost = d.vipLost || !ok
 		if ok && seen.add(e, vip, "VIP "+vip.String()) {
 			d.Service.VIPs = append(d.Service.VIPs, vip)

@@ -23,13 +23,22 @@ type Definition struct {
 	vips     []spot // as Service.VIPs
 	backends []spot // the addresses, as Service.Backends
 	nodes    []spot // their nodes; the addresses, where none is named
-	vipLost  bool   // a VIP is wrong, so the families are not known
+	vlans    []vlanSpot
+	dsr      spot
+	fast     spot // accelerate
+	vipLost  bool // a VIP is wrong, so the families are not known
 }
 
 // spot is what a finding of a later check needs to know about a value.
 type spot struct {
 	at  position
 	key *path
+}
+
+// vlanSpot is where the tag of a backend stands.
+type vlanSpot struct {
+	backend    int // of Service.Backends
+	at, device spot
 }
 
 // spot returns the place of the value at c.

@@ -114,7 +114,6 @@ func TestEachMistakeInAServiceHasItsFinding(t *testing.T) {
 		{"VIP unspecified", "[10.96.0.11]", "[0.0.0.0]", `24:10: services[1].vips[0]: VIP 0.0.0.0 is the unspecified address: give a real one`},
 		{"VIP multicast", "[10.96.0.11]", `["ff02::1"]`, `24:10: services[1].vips[0]: VIP ff02::1 is a multicast address: want one host's address`},
 		{"VIP broadcast", "[10.96.0.11]", "[255.255.255.255]", `24:10: services[1].vips[0]: VIP 255.255.255.255 is the broadcast address: want one host's address`},
-		{"VIP loopback", "[10.96.0.11]", "[127.0.0.1]", `24:10: services[1].vips[0]: VIP 127.0.0.1 is a loopback address, which containers cannot reach: want one outside 127.0.0.0/8 and ::1`},
 		{"VIP link-local", "[10.96.0.11]", `["fe80::1"]`, `24:10: services[1].vips[0]: VIP fe80::1 is a link-local address, which needs an interface: want a global or unique local one`},
 		{"VIPs are no list", "[10.96.0.11]", "10.96.0.11", `24:9: services[1].vips: want a list, got "10.96.0.11": write [...] or begin each element with "- "`},
 
@@ -146,7 +145,6 @@ func TestEachMistakeInAServiceHasItsFinding(t *testing.T) {
 		{"backend is no map", "- {address: 10.88.0.5, weight: 50}", "- 10.88.0.5", `11:5: services[0].backends[0]: want a map (key: value), got "10.88.0.5"`},
 		{"backend without address", "address: 10.88.0.5, ", "", `11:5: services[0].backends[0].address: address is missing: give the backend's address`},
 		{"backend twice", "10.89.0.7, node: node-b", "10.88.0.5", `12:15: services[0].backends[1].address: backend 10.88.0.5 is given twice: first on line 11`},
-		{"backend loopback", "10.88.0.5", "127.0.0.1", `11:15: services[0].backends[0].address: backend address 127.0.0.1 is a loopback address, which containers cannot reach: want one outside 127.0.0.0/8 and ::1`},
 		{"backend is the VIP", "10.88.0.5", "10.96.0.10", `11:15: services[0].backends[0].address: backend address 10.96.0.10 is a VIP of this service: give the address of who serves it`},
 		{"backend of a family without VIP", `[10.96.0.10, "fd00:96::10"]`, "[10.96.0.10]", `13:15: services[0].backends[2].address: backend address 2001:db8::9 is IPv6, but the service has no IPv6 VIP: add one to vips or remove the backend`},
 		{"weight 1001", "weight: 50", "weight: 1001", `11:34: services[0].backends[0].weight: weight 1001 is out of range: want 0 to 1000`},

@@ -24,6 +24,18 @@ type Surroundings struct {
 	// tunnel would be taken for the service's.
 	Hosts map[netip.Addr]string
 
+	// Userspace says that datapath.mode is userspace: what only programs in the kernel do is a mistake.
+	Userspace bool
+
+	// Loopback says that VIPs and backends may be loopback addresses: the proxy itself carries connections.
+	Loopback bool
+
+	// NoUplinks says that no client outside is answered, so that nothing could be answered directly.
+	NoUplinks bool
+
+	// Device says whether this node has a device; nil = any. A backend in a VLAN of another one has no way to it.
+	Device func(name string) bool
+
 	// Held are the VIPs that services without vips have, by service name. No other service can
 	// claim one while its holder is there.
 	Held map[string][]netip.Addr
@@ -44,8 +56,65 @@ func (env *Surroundings) check(f *File) []Finding {
 			}
 		}
 		d.checkNodes(rep, env.Nodes)
+		d.checkMode(rep, env)
+		switch {
+		case env.Loopback:
+		case env.Userspace:
+			d.checkLoopback(rep, forAll)
+		default:
+			d.checkLoopback(rep, ", or set datapath.mode to userspace in tclb.yaml")
+		}
 	}
 	return rep.sorted()
+}
+
+// forAll is why an address of one host alone does not do.
+const forAll = ", since all nodes of etcd are to serve it"
+
+// CheckShared returns the findings of a file that all nodes are to follow: an address that means each of them.
+func (f *File) CheckShared() []Finding {
+	rep := &report{file: f.Path}
+	for i := range f.Services {
+		f.Services[i].checkLoopback(rep, forAll)
+	}
+	return rep.sorted()
+}
+
+// checkLoopback records VIPs and backends that are this host's alone.
+func (d *Definition) checkLoopback(rep *report, advice string) {
+	for i, vip := range d.Service.VIPs {
+		if vip.IsLoopback() {
+			d.vips[i].add(rep, fmt.Sprintf("VIP %s %s%s", vip, notLoopback, advice))
+		}
+	}
+	for i, b := range d.Service.Backends {
+		if b.Address.IsLoopback() {
+			d.backends[i].add(rep, fmt.Sprintf("backend address %s %s%s", b.Address, notLoopback, advice))
+		}
+	}
+}
+
+// checkMode records what this node's mode, or what it is joined to, cannot do.
+func (d *Definition) checkMode(rep *report, env *Surroundings) {
+	const advice = ", and datapath.mode is userspace: remove it, or set datapath.mode to ebpf or auto in tclb.yaml"
+	switch {
+	case d.Service.DSR && env.Userspace:
+		d.dsr.add(rep, "dsr is done by programs in the kernel"+advice)
+	case d.Service.DSR && env.NoUplinks:
+		d.dsr.add(rep, "dsr needs uplinks, by which clients outside are answered: name the devices in uplinks in tclb.yaml, or remove dsr")
+	}
+	if d.Service.Accelerate && env.Userspace {
+		d.fast.add(rep, "accelerate is done by programs in the kernel"+advice)
+	}
+	for _, v := range d.vlans {
+		device := d.Service.Backends[v.backend].VLAN.Device
+		switch {
+		case env.Userspace:
+			v.at.add(rep, "vlan is done by programs in the kernel"+advice)
+		case env.Device != nil && !env.Device(device):
+			v.device.add(rep, fmt.Sprintf("device %s is not there: make it, or correct the name", show(device)))
+		}
+	}
 }
 
 // checkNodes records the backends that are on nodes which nobody knows.
@@ -121,7 +190,10 @@ func (c *Config) hosts() map[netip.Addr]string {
 
 // Surroundings returns what services files must fit beside, with the container subnets that are known.
 func (c *Config) Surroundings(subnets []netip.Prefix) Surroundings {
-	env := Surroundings{Pool: c.VIPPool, Subnets: subnets, Hosts: c.hosts()}
+	env := Surroundings{
+		Pool: c.VIPPool, Subnets: subnets, Hosts: c.hosts(), NoUplinks: len(c.Uplinks) == 0,
+		Userspace: c.Datapath.Mode == ModeUserspace, Loopback: c.Datapath.Mode == ModeUserspace && len(c.Etcd.Endpoints) == 0,
+	}
 	if len(c.Etcd.Endpoints) == 0 {
 		env.Nodes = []string{c.Node.Name}
 		for _, n := range c.Nodes {
@@ -134,7 +206,8 @@ func (c *Config) Surroundings(subnets []netip.Prefix) Surroundings {
 // Same says whether two are equal, apart from the VIPs that are held.
 func (env *Surroundings) Same(with *Surroundings) bool {
 	return slices.Equal(env.Pool, with.Pool) && slices.Equal(env.Subnets, with.Subnets) &&
-		slices.Equal(env.Nodes, with.Nodes) && maps.Equal(env.Hosts, with.Hosts)
+		slices.Equal(env.Nodes, with.Nodes) && maps.Equal(env.Hosts, with.Hosts) &&
+		env.Userspace == with.Userspace && env.Loopback == with.Loopback && env.NoUplinks == with.NoUplinks
 }
 
 // peerSubnets returns the container subnets that the configuration knows.

@@ -46,11 +46,14 @@ func (c *Config) read(m *mapping) {
 		m.rep.add(position{f.Line, f.Column}, f.Key, f.Reason)
 	}
 	c.checkHosts(m.rep)
+	if c.Datapath.Mode == ModeUserspace {
+		c.checkUserspace(m)
+	}
 }
 
 func (c *Config) readAnnounce(at cursor) {
 	on, _ := value(at, boolean)
-	if c.Announce = on; on && len(c.Uplinks) == 0 {
+	if c.Announce = on; on && len(c.Uplinks) == 0 && c.Datapath.Mode != ModeUserspace {
 		at.fail("announce has no device to answer on: name one in uplinks")
 	}
 }
@@ -60,7 +63,7 @@ func (c *Config) readVIPPool(m *mapping) {
 	c.at = make(map[netip.Prefix]position)
 	families := make(firsts[bool])
 	for _, e := range m.elements("vipPool") {
-		p, ok := value(e, poolPrefix)
+		p, ok := value(e, c.poolPrefix)
 		if ok && families.add(e, p.Addr().Is4(), "a prefix of family "+family(p.Addr())) {
 			c.VIPPool = append(c.VIPPool, p)
 			c.at[p] = e.at
@@ -69,9 +72,10 @@ func (c *Config) readVIPPool(m *mapping) {
 }
 
 // poolPrefix accepts a prefix of addresses that can be VIPs.
-func poolPrefix(s scalar) (netip.Prefix, error) {
+func (c *Config) poolPrefix(s scalar) (netip.Prefix, error) {
 	p, err := prefix(s)
-	if err == nil {
+	local := c.Datapath.Mode == ModeUserspace && p.Addr().IsLoopback()
+	if err == nil && !local {
 		if wrong := checkUnicast(p.Addr()); wrong != nil {
 			err = fmt.Errorf("%s %w", p, wrong)
 		}
@@ -85,7 +89,7 @@ func (n *Node) read(m *mapping) {
 }
 
 func (d *Datapath) read(m *mapping) {
-	set(m, "mode", &d.Mode, choice(words("auto", "ebpf", "userspace")))
+	set(m, "mode", &d.Mode, choice(words(ModeAuto, ModeEBPF, ModeUserspace)))
 	set(m, "hostStack", &d.HostStack, boolean)
 	set(m, "socketLB", &d.SocketLB, boolean)
 	set(m, "antiSpoof", &d.AntiSpoof, boolean)

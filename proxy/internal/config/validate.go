@@ -15,10 +15,12 @@ import (
 // order given. Each is a services file or a tclb.yaml. The services files must also fit beside each
 // other and, where a tclb.yaml is among the files, its vipPool and the subnets of its nodes.
 //
+// device says whether this node has a device; nil = any.
+//
 // The error names the files that are not there or may not be read; the findings of the others
 // are returned besides.
-func Validate(paths []string) ([]Finding, error) {
-	v := validation{findings: make(map[string][]Finding, len(paths))}
+func Validate(paths []string, device func(name string) bool) ([]Finding, error) {
+	v := validation{findings: make(map[string][]Finding, len(paths)), device: device}
 	var errs []error
 	var order []string
 	for _, path := range paths {
@@ -30,7 +32,9 @@ func Validate(paths []string) ([]Finding, error) {
 			errs = append(errs, fmt.Errorf("validate: %w", err))
 		}
 	}
-	_, clashes := Merge(nil, v.services, v.surroundings())
+	env := v.surroundings()
+	env.Device = v.device
+	_, clashes := Merge(nil, v.services, env)
 	for _, f := range clashes {
 		v.findings[f.File] = append(v.findings[f.File], f)
 	}
@@ -46,6 +50,7 @@ type validation struct {
 	findings map[string][]Finding // by path
 	services []File
 	settings *Config // the last valid tclb.yaml, if any
+	device   func(name string) bool
 }
 
 // read parses one file as what it is.

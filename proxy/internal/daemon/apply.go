@@ -60,7 +60,7 @@ func (p *proxy) Apply(ctx context.Context, name string, data []byte) ([]string, 
 	}
 	var errs []error
 	for _, n := range names {
-		if err := p.reconcile.Service(n).Err; err != nil {
+		if err := p.serviceError(n); err != nil {
 			errs = append(errs, fmt.Errorf("service %s: %w", n, err))
 		}
 	}

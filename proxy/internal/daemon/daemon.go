@@ -1,20 +1,18 @@
 // Package daemon is the running proxy: it puts the parts together, starts them in order, and stops
 // them.
 //
-// Stopping leaves the datapath as it is: packets flow on, and the next proxy finds everything where
-// it was.
+// Stopping leaves the kernel's datapath as it is: packets flow on, and the next proxy finds everything
+// where it was. In userspace mode connections may end first, and nothing is left.
 package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,15 +20,12 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/tc-loadbalancer/tclb/pkg/attach"
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 	"github.com/tc-loadbalancer/tclb/pkg/registry"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/cluster"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/config"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/health"
-	"github.com/tc-loadbalancer/tclb/proxy/internal/host"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/outlier"
-	"github.com/tc-loadbalancer/tclb/proxy/internal/reach"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/reconcile"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/runtimes"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/source"
@@ -41,7 +36,7 @@ import (
 
 // Hook serves a view to others until ctx ends. It starts before the first reconcile. An error that it
 // returns earlier stops the proxy.
-type Hook func(ctx context.Context, v view.View, d *datapath.Datapath) error
+type Hook func(ctx context.Context, v view.View, d Datapath) error
 
 // Options say where the proxy finds and keeps things.
 type Options struct {
@@ -53,10 +48,10 @@ type Options struct {
 	Log            *slog.Logger
 	Version        string
 	Serve          []Hook
-}
 
-// sizesFile tells a plugin that comes first after a boot how large the maps are to be.
-const sizesFile = "sizes.json"
+	// Hurry is closed when whoever stops the proxy does not want to wait for connections to end. nil = never.
+	Hurry <-chan struct{}
+}
 
 // Run is the proxy. It returns nil after ctx ended, or why it cannot run.
 func Run(ctx context.Context, o Options) error {
@@ -75,10 +70,13 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer unlock()
-	if err := p.loadDatapath(cfg); err != nil {
+	if err := p.choose(cfg); err != nil {
 		return err
 	}
-	defer p.datapath.Close()
+	defer func() { _ = p.mode.close() }()
+	if err := p.dir.PutMode(p.mode.describe().Name); err != nil {
+		return err
+	}
 	if err := p.assemble(cfg); err != nil {
 		return err
 	}
@@ -99,23 +97,19 @@ type proxy struct {
 	bridges atomic.Pointer[bridges]
 
 	dir       *registry.Dir
-	datapath  *datapath.Datapath
+	mode      mode
 	store     *state.Store
 	services  *source.Services
 	endpoints *source.Endpoints
 	reconcile *reconcile.Reconciler
 	reaper    *sweep.Reaper
 	recounter *sweep.Recounter
-	host      *host.Host
 	learner   *runtimes.Learner // labels of containers
 	finder    *runtimes.Finder  // containers that were there first
-	reach     *reach.Prober     // of other nodes
 	cluster   *cluster.Source   // the other nodes; nil without etcd
 	checks    *checks           // of backends' health
 	ejections *ejections        // of those who fail their clients
 	peers     *peers            // other nodes
-	uplinks   *uplinks          // where clients outside are
-	trunks    *trunks           // what carries VLANs
 	hostKick  chan struct{}     // the host path may be out of date
 	peersKick chan struct{}     // the way to other nodes may be
 	saveKick  chan struct{}     // tables are to be saved
@@ -137,118 +131,32 @@ func (p *proxy) loadConfig() (*config.Config, error) {
 	return cfg, nil
 }
 
-// loadDatapath opens or makes maps and programs, and lets every link run this binary's programs.
-func (p *proxy) loadDatapath(cfg *config.Config) error {
-	sizes := datapath.Sizes{
-		MaxServices:  uint32(cfg.Datapath.MaxServices),
-		MaxBackends:  uint32(cfg.Datapath.MaxBackends),
-		TableSlots:   uint32(cfg.Datapath.TableSlots),
-		MaxConntrack: uint32(cfg.Conntrack.MaxEntries),
-	}
-	if err := p.writeSizes(sizes); err != nil {
-		return err
-	}
-	d, err := datapath.Load(datapath.Options{BPFFS: p.BPFFS, Sizes: sizes, Log: p.Log})
-	if err != nil {
-		return err
-	}
-	p.datapath = d
-	if have := d.Sizes().WithDefaults(); have != sizes.WithDefaults() {
-		p.Log.Warn("the maps that are there have other sizes than tclb.yaml says, and are kept: they change after tclb uninstall",
-			"have", fmt.Sprintf("%+v", have), "want", fmt.Sprintf("%+v", sizes.WithDefaults()))
-	}
-	changed, err := d.Upgrade()
-	if err != nil {
-		return errors.Join(err, d.Close())
-	}
-	if len(changed) > 0 {
-		p.Log.Info("replaced programs", "programs", strings.Join(changed, " "))
-	}
-	p.updateLinks()
-	return nil
-}
-
-// writeSizes leaves the sizes for the plugin, in one step.
-func (p *proxy) writeSizes(sizes datapath.Sizes) error {
-	data, err := json.Marshal(sizes)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", sizesFile, err)
-	}
-	tmp := filepath.Join(p.RunDir, "."+sizesFile)
-	err = os.WriteFile(tmp, append(data, '\n'), 0o600)
-	if err == nil {
-		err = os.Rename(tmp, filepath.Join(p.RunDir, sizesFile))
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", sizesFile, err)
-	}
-	return nil
-}
-
-// programOf says which program a link pin is for, by the end of its name.
-func programOf(pin string) string {
-	switch {
-	case pin == overlayPin:
-		return datapath.FromOverlay
-	case strings.HasSuffix(pin, uplinkIn):
-		return datapath.FromUplink
-	case strings.HasSuffix(pin, uplinkOut):
-		return datapath.ToUplink
-	case strings.HasSuffix(pin, trunkIn):
-		return datapath.FromTrunk
-	case strings.HasSuffix(pin, "-in"):
-		return datapath.FromContainer
-	case strings.HasSuffix(pin, "-out"):
-		return datapath.ToContainer
-	}
-	return "" // tclb0's is attached with its device
-}
-
-// updateLinks lets containers and devices that are attached already run the programs of this binary. Also after a
-// proxy that was killed between replacing the programs and the links.
-func (p *proxy) updateLinks() {
-	entries, err := os.ReadDir(datapath.LinkDir(p.BPFFS))
-	if err != nil {
-		return // none yet
-	}
-	for _, e := range entries {
-		prog := programOf(e.Name())
-		if prog == "" {
-			continue
-		}
-		err := attach.Update(filepath.Join(datapath.LinkDir(p.BPFFS), e.Name()), p.datapath.Program(prog))
-		if err != nil && !errors.Is(err, attach.ErrDead) && !errors.Is(err, attach.ErrNotFound) {
-			p.Log.Error("the program of before runs on", "pin", e.Name(), "err", err)
-		}
-	}
-}
-
 // assemble makes the parts. None runs yet.
 func (p *proxy) assemble(cfg *config.Config) error {
 	var err error
-	if p.reaper, err = sweep.NewReaper(p.datapath, p.dir, datapath.LinkDir(p.BPFFS), p.Log); err != nil {
+	if p.reaper, err = p.mode.newReaper(); err != nil {
 		return err
 	}
-	p.recounter = sweep.NewRecounter(p.datapath.Recount, p.Log)
-	p.host = host.New(p.attachHost, p.Log)
-	p.reach = p.newProber(p.noteReach)
+	tables := p.mode.tables()
+	p.recounter = sweep.NewRecounter(tables.Recount, p.Log)
 	p.store = state.New(cfg.Node.Name, p.StateDir, cfg.Conntrack.Timeouts, p.Log)
 	p.joinCluster(cfg)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
-	arena := datapath.NewArena(p.datapath.Sizes().TableSlots, reconcile.Grace, time.Now)
-	arena.Quiesce = p.datapath.Quiesce
+	arena := datapath.NewArena(tables.Sizes().TableSlots, reconcile.Grace, time.Now)
+	if q, ok := tables.(interface{ Quiesce() error }); ok {
+		arena.Quiesce = q.Quiesce
+	}
 	p.reconcile = reconcile.New(reconcile.Options{
-		Maps:     p.datapath,
+		Maps:     tables,
 		Arena:    arena,
 		TableDir: filepath.Join(p.StateDir, "tables"),
 		Shared:   p.sharedTables(),
 		Now:      time.Now,
 		Log:      p.Log,
 	})
-	p.ejections = newEjections(p.store, outlier.New(countsOf(p.datapath), p.Log), p.reconcile.Service)
+	p.ejections = newEjections(p.store, outlier.New(countsOf(tables), p.Log), p.reconcile.Service)
 	p.node.Store(&view.Node{Name: cfg.Node.Name, Reachable: true})
-	p.peers, p.uplinks, p.trunks = newPeers(p.datapath), newUplinks(p.datapath), newTrunks(p.datapath)
-	if err := errors.Join(p.findPeers(cfg), p.findVLANs()); err != nil {
+	if err := p.mode.prepare(cfg); err != nil {
 		return err
 	}
 	p.learner = runtimes.NewLearner(runtimes.Options{
@@ -265,7 +173,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	if err := p.checkPool(cfg); err != nil {
 		return err
 	}
-	p.services.Start(cfg.Surroundings(p.subnets()))
+	p.services.Start(p.surroundings(cfg))
 	return nil
 }
 
@@ -288,18 +196,15 @@ func (p *proxy) run(ctx context.Context) error {
 	defer signal.Stop(hup)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, hook := range p.Serve {
-		g.Go(func() error { return hook(ctx, p, p.datapath) })
+		g.Go(func() error { return hook(ctx, p, p.mode.tables()) })
 	}
 	g.Go(func() error { return p.followHost(ctx) })
-	g.Go(func() error { return p.followPeers(ctx) })
-	g.Go(func() error { return p.followTrunks(ctx) })
 	g.Go(func() error { return p.reaper.Run(ctx) })
 	g.Go(func() error { return p.endpoints.Run(ctx) })
 	g.Go(func() error { return p.learner.Run(ctx) })
-	g.Go(func() error { return p.reach.Run(ctx) })
 	g.Go(func() error { return p.sayNotes(ctx) })
 	g.Go(func() error { return p.services.Run(ctx) })
-	g.Go(func() error { return sweep.Flows(ctx, p.datapath, p.Log) })
+	g.Go(func() error { return sweep.Flows(ctx, p.mode.tables(), p.Log) })
 	g.Go(func() error { return p.recounter.Run(ctx) })
 	g.Go(func() error { return p.saveTables(ctx) })
 	g.Go(func() error { return p.checks.checker.Run(ctx) })
@@ -310,13 +215,14 @@ func (p *proxy) run(ctx context.Context) error {
 	if p.cluster != nil {
 		g.Go(func() error { return p.cluster.Run(ctx) })
 	}
-	p.Log.Info("tclb proxy started", "version", p.Version, "node", p.Node().Name)
+	p.mode.run(ctx, g)
+	p.Log.Info("tclb proxy started", "version", p.Version, "node", p.Node().Name, "mode", p.Mode().Name)
 	err := g.Wait()
 	p.services.Save()
 	_, _ = notify.SdNotify(false, notify.SdNotifyStopping)
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	p.Log.Info("tclb proxy stopped, the datapath runs on")
+	p.Log.Info(p.mode.farewell())
 	return err
 }

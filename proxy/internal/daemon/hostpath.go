@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -25,7 +24,7 @@ const (
 	hostEvery = 30 * time.Second
 )
 
-func (p *proxy) attachHost(ifindex int) error {
+func (p *kernelMode) attachHost(ifindex int) error {
 	pin := filepath.Join(datapath.LinkDir(p.BPFFS), "host")
 	_, err := attach.Attach(p.datapath.Program("from_host"), ifindex, attach.Egress, pin)
 	return err
@@ -103,18 +102,15 @@ func (p *proxy) syncHost() error {
 	if local, err := localAddresses(); err == nil && !slices.Equal(*p.peers.local.Swap(&local), local) {
 		p.kickPeers()
 	}
-	address = sourceAddresses(*p.peers.own.Load(), address, *p.peers.local.Load())
-	vips := slices.Clone(cfg.Datapath.HairpinAddress)
+	var vips []netip.Addr
 	if s := p.store.Snapshot(); s != nil {
 		for _, svc := range s.Services {
 			vips = append(vips, svc.Spec.VIPs...)
 		}
 		p.noteBridges(s.Endpoints)
-		p.services.SetSurroundings(cfg.Surroundings(p.subnets()))
+		p.services.SetSurroundings(p.surroundings(cfg))
 	}
-	// The hairpin addresses as well: what came by tunnel for a process of the host has them as source.
-	st, hostErr := p.host.Sync(host.Prefixes(cfg.VIPPool, vips), address)
-	return errors.Join(hostErr, p.putSettings(st))
+	return p.mode.network(vips, address)
 }
 
 // sourceAddresses returns with which addresses the host asks VIPs: those that others know it by, or those that
@@ -158,7 +154,7 @@ func localAddresses() ([]netip.Addr, error) {
 }
 
 // putSettings writes what programs have to know, if it differs.
-func (p *proxy) putSettings(st host.State) error {
+func (p *kernelMode) putSettings(st host.State) error {
 	cfg := p.config.Load()
 	want := datapath.Settings{
 		HostStack:   cfg.Datapath.HostStack,

@@ -43,6 +43,7 @@ func (p *proxy) loop(ctx context.Context, hup <-chan os.Signal) error {
 			p.reloadAll()
 			continue
 		}
+		p.mode.follow()
 		p.passed.tell()
 		p.kickSave()
 		if !ready && p.reconcile.Ready() {
@@ -108,7 +109,7 @@ func (p *proxy) reloadAll() {
 		cfg.KeepRestartKeys(old)
 		p.config.Store(cfg)
 		p.store.SetTimeouts(cfg.Conntrack.Timeouts)
-		p.services.SetSurroundings(cfg.Surroundings(p.subnets()))
+		p.services.SetSurroundings(p.surroundings(cfg))
 		p.Log.Info("settings reloaded")
 	}
 	p.services.Reread()

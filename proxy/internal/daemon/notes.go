@@ -47,19 +47,17 @@ func (p *proxy) newNotes(said map[string]bool) map[string]bool {
 			p.Log.Warn("accepted, but not in effect", "service", name, "reason", text)
 		}
 	}
-	for _, text := range p.Config().Pending() {
+	for _, text := range p.Config().Pending(p.Mode().Name) {
 		pending("", text)
 	}
 	for _, s := range p.Services() {
-		for _, text := range config.PendingIn(&s.Service) {
+		for _, text := range config.PendingIn(&s.Service, p.Mode().Name) {
 			pending(s.Name, text)
 		}
 	}
-	if s := p.store.Snapshot(); s != nil {
-		for _, text := range nowhere(s) {
-			if now[text] = true; !said[text] {
-				p.Log.Warn(text)
-			}
+	for _, text := range p.mode.apart() {
+		if now[text] = true; !said[text] {
+			p.Log.Warn(text)
 		}
 	}
 	for _, u := range p.Unattached() {

@@ -160,7 +160,7 @@ func familyOf(a netip.Addr) int {
 
 // putPeers makes the listed nodes known to programs and to the state. Nodes come before the backends on
 // them and go after.
-func (p *proxy) putPeers(cfg *config.Config) error {
+func (p *kernelMode) putPeers(cfg *config.Config) error {
 	n := p.peers
 	list, way := listPeers(cfg, p.knownNodes(cfg), *n.own.Load())
 	known := n.table.Nodes()
@@ -183,7 +183,7 @@ func (p *proxy) putPeers(cfg *config.Config) error {
 }
 
 // setLost says which nodes cannot be reached, by name. All others can.
-func (p *proxy) setLost(lost map[string]bool) {
+func (p *kernelMode) setLost(lost map[string]bool) {
 	n := p.peers
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -209,7 +209,7 @@ func (n *peers) speaks(address netip.Addr) bool { return n.own.Load()[familyOf(a
 
 // findPeers makes the nodes of the start known, before anything says what is on them or is written. A tunnel of before
 // goes on as it was until it is looked at.
-func (p *proxy) findPeers(cfg *config.Config) error {
+func (p *kernelMode) findPeers(cfg *config.Config) error {
 	if before, err := p.datapath.Settings(); err == nil {
 		p.peers.tunnel.Store(&before.Tunnel)
 	}
@@ -232,7 +232,7 @@ func (p *proxy) findPeers(cfg *config.Config) error {
 }
 
 // followPeers keeps nodes, the tunnel and the uplinks right until ctx ends.
-func (p *proxy) followPeers(ctx context.Context) error {
+func (p *kernelMode) followPeers(ctx context.Context) error {
 	ticker := time.NewTicker(peersEvery)
 	defer ticker.Stop()
 	defer p.uplinks.announcer.Close()
@@ -252,7 +252,7 @@ func (p *proxy) followPeers(ctx context.Context) error {
 }
 
 // syncPeers looks at everything once.
-func (p *proxy) syncPeers(ctx context.Context) error {
+func (p *kernelMode) syncPeers(ctx context.Context) error {
 	cfg := p.config.Load()
 	errs := []error{p.putPeers(cfg)}
 	tunnel, err := p.syncTunnel(cfg)

@@ -91,7 +91,8 @@ func TestBackendsOfALostNodeFail(t *testing.T) {
 	cfg := config.Default()
 	cfg.Node.Name, cfg.Tunnel.MTU = "a", 1400
 	cfg.Nodes = []config.Peer{{Name: "b", Address: netip.MustParseAddr("127.0.0.2")}}
-	p := &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}
+	p := &kernelMode{proxy: &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}}
+	p.mode = p
 	p.Log = slog.New(slog.DiscardHandler)
 	p.reach = p.newProber(p.noteReach)
 	p.peers.own.Store(&[2]netip.Addr{netip.MustParseAddr("127.0.0.1")})
@@ -130,7 +131,7 @@ func TestBackendsOfALostNodeFail(t *testing.T) {
 
 // A prober that kept the address of the start would believe all nodes lost.
 func TestProbesFollowTheHairpinAddress(t *testing.T) {
-	p := &proxy{}
+	p := &kernelMode{proxy: &proxy{}}
 	p.config.Store(config.Default())
 	if got := p.hairpin(); got != [2]netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd00:7c1b::1")} {
 		t.Errorf("by default %v", got)
@@ -149,7 +150,8 @@ func TestANodeOfAFamilyThatThisOneHasNotIsUnreachable(t *testing.T) {
 	cfg := config.Default()
 	cfg.Node.Name, cfg.Tunnel.MTU = "a", 1400
 	cfg.Nodes = []config.Peer{{Name: "four", Address: netip.MustParseAddr("127.0.0.2")}, {Name: "six", Address: netip.MustParseAddr("2001:db8::6")}}
-	p := &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}
+	p := &kernelMode{proxy: &proxy{peers: newPeers(noNodes{}), store: state.New("a", t.TempDir(), lb.Timeouts{}, slog.New(slog.DiscardHandler))}}
+	p.mode = p
 	p.Log = slog.New(slog.DiscardHandler)
 	p.reach = p.newProber(p.noteReach)
 	p.node.Store(&view.Node{Name: "a", Reachable: true})

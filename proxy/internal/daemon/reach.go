@@ -18,7 +18,7 @@ import (
 )
 
 // newProber returns what watches other nodes; publish is told of their verdicts.
-func (p *proxy) newProber(publish func(map[string]reach.State)) *reach.Prober {
+func (p *kernelMode) newProber(publish func(map[string]reach.State)) *reach.Prober {
 	return reach.New(reach.Options{
 		Transport:       reach.NewSockets(host.Device, p.hairpin),
 		Publish:         publish,
@@ -28,7 +28,7 @@ func (p *proxy) newProber(publish func(map[string]reach.State)) *reach.Prober {
 }
 
 // hairpin returns the hairpin address of each family, as it is configured now.
-func (p *proxy) hairpin() (out [2]netip.Addr) {
+func (p *kernelMode) hairpin() (out [2]netip.Addr) {
 	for _, a := range p.config.Load().Datapath.HairpinAddress {
 		out[familyOf(a)] = a
 	}
@@ -36,7 +36,7 @@ func (p *proxy) hairpin() (out [2]netip.Addr) {
 }
 
 // tunnelDevice returns the device that programs send to other nodes by, or nil without one.
-func (p *proxy) tunnelDevice() (netlink.Link, error) {
+func (p *kernelMode) tunnelDevice() (netlink.Link, error) {
 	s, err := p.datapath.Settings()
 	if err != nil || s.Tunnel.Ifindex == 0 {
 		return nil, err
@@ -48,7 +48,7 @@ func (p *proxy) tunnelDevice() (netlink.Link, error) {
 	return dev, nil
 }
 
-func (p *proxy) disableOffloads() error {
+func (p *kernelMode) disableOffloads() error {
 	dev, err := p.tunnelDevice()
 	if err != nil || dev == nil {
 		return err
@@ -57,7 +57,7 @@ func (p *proxy) disableOffloads() error {
 }
 
 // watch lets the prober watch the nodes.
-func (p *proxy) watch(list []nodes.Peer, ids map[string]uint16) {
+func (p *kernelMode) watch(list []nodes.Peer, ids map[string]uint16) {
 	known := p.peers.table.Nodes()
 	targets := make([]reach.Target, 0, len(list))
 	for i := range list {
@@ -70,7 +70,7 @@ func (p *proxy) watch(list []nodes.Peer, ids map[string]uint16) {
 }
 
 // noteReach takes the backends of nodes that cannot be reached out of their services, and back in.
-func (p *proxy) noteReach(states map[string]reach.State) {
+func (p *kernelMode) noteReach(states map[string]reach.State) {
 	lost := make(map[string]bool)
 	for name, s := range states {
 		if !s.Reachable {
@@ -84,7 +84,14 @@ func (p *proxy) noteReach(states map[string]reach.State) {
 func (p *proxy) Nodes() []view.Node {
 	self := p.Node()
 	self.Self, self.Version = true, p.Version
-	out := []view.Node{self}
+	out := append([]view.Node{self}, p.mode.others()...)
+	slices.SortFunc(out, func(a, b view.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// others implements mode.
+func (p *kernelMode) others() []view.Node {
+	var out []view.Node
 	versions := make(map[string]string)
 	for _, n := range p.clusterNodes() {
 		versions[n.Name] = n.Version
@@ -98,12 +105,11 @@ func (p *proxy) Nodes() []view.Node {
 			Probes: view.NodeProbes{Answered: s.Counts.Answered, Lost: s.Counts.Lost, Late: s.Counts.Late},
 		})
 	}
-	slices.SortFunc(out, func(a, b view.Node) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 
-// Tunnel implements view.View. Without a device nothing went through it.
-func (p *proxy) Tunnel() view.Tunnel {
+// tunnel implements mode. Without a device nothing went through it.
+func (p *kernelMode) tunnel() view.Tunnel {
 	dev, err := p.tunnelDevice()
 	if err != nil {
 		p.Log.Debug("the tunnel's counters could not be read", "err", err)
@@ -120,6 +126,11 @@ func (p *proxy) PingNode(ctx context.Context, name string) (view.Pong, error) {
 	if name == p.Node().Name {
 		return view.Pong{}, fmt.Errorf("node %q %w: it is this node", name, view.ErrNoPing)
 	}
+	return p.mode.ping(ctx, name)
+}
+
+// ping implements mode.
+func (p *kernelMode) ping(ctx context.Context, name string) (view.Pong, error) {
 	pong, err := p.reach.Ping(ctx, name)
 	switch {
 	case errors.Is(err, reach.ErrUnknown):

@@ -48,7 +48,7 @@ func newTrunks(m trunk.Maps) *trunks {
 }
 
 // findVLANs makes the VLANs of a proxy before known to the state, before it publishes anything.
-func (p *proxy) findVLANs() error {
+func (p *kernelMode) findVLANs() error {
 	if err := p.trunks.table.Recover(); err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (p *proxy) findVLANs() error {
 	return nil
 }
 
-func (p *proxy) publishVLANs(s trunk.State) {
+func (p *kernelMode) publishVLANs(s trunk.State) {
 	v := &state.VLANs{Ways: make(map[lb.VLAN]state.Way, len(s.Ways)), Hosts: make(map[state.VLANHost]string, len(s.Hosts))}
 	for name, w := range s.Ways {
 		v.Ways[name] = state.Way(w)
@@ -68,7 +68,7 @@ func (p *proxy) publishVLANs(s trunk.State) {
 }
 
 // followTrunks keeps the ways to backends in VLANs right until ctx ends.
-func (p *proxy) followTrunks(ctx context.Context) error {
+func (p *kernelMode) followTrunks(ctx context.Context) error {
 	t := p.trunks
 	defer t.wire.Close()
 	for {
@@ -95,7 +95,7 @@ func (p *proxy) followTrunks(ctx context.Context) error {
 }
 
 // noteTagged notes who the snapshot says is in a VLAN, and returns whether it is a new one.
-func (p *proxy) noteTagged() bool {
+func (p *kernelMode) noteTagged() bool {
 	s := p.store.Snapshot()
 	if s == nil || s.Revision == p.trunks.revision {
 		return false
@@ -118,7 +118,7 @@ func (p *proxy) noteTagged() bool {
 }
 
 // syncTrunks looks at everything once: programs run before packets are sent, and go after the backends have.
-func (p *proxy) syncTrunks(ctx context.Context) []error {
+func (p *kernelMode) syncTrunks(ctx context.Context) []error {
 	t := p.trunks
 	if p.store.Snapshot() == nil {
 		return nil // nobody knows yet what is wanted
@@ -144,7 +144,7 @@ func trunkPin(device string) string { return devicePin(trunkPrefix, device) + tr
 
 // attachTrunks makes from_trunk run on the devices that carry VLANs. Those that are not there are reported with
 // their backends.
-func (p *proxy) attachTrunks(again bool) error {
+func (p *kernelMode) attachTrunks(again bool) error {
 	t := p.trunks
 	var errs []error
 	for _, name := range t.devices() {
@@ -177,7 +177,7 @@ func (t *trunks) devices() []string {
 }
 
 // dropTrunks detaches from devices that carry nothing any more. The first look finds those of an earlier proxy as well.
-func (p *proxy) dropTrunks(look bool) error {
+func (p *kernelMode) dropTrunks(look bool) error {
 	wanted := p.trunks.devices()
 	for name := range p.trunks.attached {
 		if !slices.Contains(wanted, name) {
@@ -203,7 +203,7 @@ func (p *proxy) dropTrunks(look bool) error {
 }
 
 // noteTrunkProblems keeps what is wrong, and logs what was not so before.
-func (p *proxy) noteTrunkProblems(err error) {
+func (p *kernelMode) noteTrunkProblems(err error) {
 	var now []string
 	if err != nil {
 		now = strings.Split(err.Error(), "\n")

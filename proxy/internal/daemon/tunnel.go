@@ -21,11 +21,11 @@ const (
 	uplinkOut  = "-egress"
 )
 
-func (p *proxy) pinAt(name string) string { return filepath.Join(datapath.LinkDir(p.BPFFS), name) }
+func (p *kernelMode) pinAt(name string) string { return filepath.Join(datapath.LinkDir(p.BPFFS), name) }
 
 // syncTunnel makes the VXLAN device, and returns what programs have to know of it. Without other nodes
 // there is none.
-func (p *proxy) syncTunnel(cfg *config.Config) (datapath.TunnelSettings, error) {
+func (p *kernelMode) syncTunnel(cfg *config.Config) (datapath.TunnelSettings, error) {
 	n := p.peers
 	own := *n.own.Load()
 	address := ownAddress(cfg, own)
@@ -58,7 +58,7 @@ func (p *proxy) syncTunnel(cfg *config.Config) (datapath.TunnelSettings, error) 
 }
 
 // clearTunnel takes the device away.
-func (p *proxy) clearTunnel() error {
+func (p *kernelMode) clearTunnel() error {
 	n := p.peers
 	if n.cleared {
 		return nil

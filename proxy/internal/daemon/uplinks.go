@@ -62,7 +62,7 @@ func devicePin(prefix, device string) string {
 }
 
 // syncUplinks makes programs run on the devices that are listed and there, and on no others.
-func (p *proxy) syncUplinks(cfg *config.Config) error {
+func (p *kernelMode) syncUplinks(cfg *config.Config) error {
 	u := p.uplinks
 	if u.have == nil {
 		have, err := u.maps.Uplinks()
@@ -97,7 +97,7 @@ func (p *proxy) syncUplinks(cfg *config.Config) error {
 	return errors.Join(errs...)
 }
 
-func (p *proxy) attachUplink(name string, ifindex int) error {
+func (p *kernelMode) attachUplink(name string, ifindex int) error {
 	_, err := attach.Attach(p.datapath.Program(datapath.FromUplink), ifindex, attach.Ingress, p.pinAt(uplinkPin(name)+uplinkIn))
 	if err == nil {
 		_, err = attach.Attach(p.datapath.Program(datapath.ToUplink), ifindex, attach.Egress, p.pinAt(uplinkPin(name)+uplinkOut))
@@ -140,7 +140,7 @@ func (u *uplinks) write(want map[uint32][6]byte) error {
 
 // dropUplinks detaches from devices that are listed no more. The first look finds those of an earlier
 // proxy as well.
-func (p *proxy) dropUplinks(cfg *config.Config, look bool) error {
+func (p *kernelMode) dropUplinks(cfg *config.Config, look bool) error {
 	for name := range p.uplinks.attached {
 		if !slices.Contains(cfg.Uplinks, name) {
 			delete(p.uplinks.attached, name)
@@ -170,7 +170,7 @@ func (p *proxy) dropUplinks(cfg *config.Config, look bool) error {
 // noteOutside tells the state who answers for VIPs, and which of them are this node's own addresses.
 // Nodes that are believed to do so are those on our link that run tclb and can be reached: all nodes must
 // have the same `announce`.
-func (p *proxy) noteOutside(cfg *config.Config) {
+func (p *kernelMode) noteOutside(cfg *config.Config) {
 	o := &state.Outside{Own: *p.peers.local.Load()}
 	if cfg.Announce && len(cfg.Uplinks) > 0 {
 		o.Announcers = append(o.Announcers, cfg.Node.Name)
@@ -192,7 +192,7 @@ func (p *proxy) noteOutside(cfg *config.Config) {
 }
 
 // announceVIPs says on the uplinks which VIPs are here, once packets find them here.
-func (p *proxy) announceVIPs() error {
+func (p *kernelMode) announceVIPs() error {
 	u := p.uplinks
 	s := p.store.Snapshot()
 	if s == nil || s == u.told || p.reconcile.Stats().Applied < s.Revision {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,6 +24,12 @@ var _ view.View = (*proxy)(nil)
 
 // Node implements view.View.
 func (p *proxy) Node() view.Node { return *p.node.Load() }
+
+// Mode implements view.View.
+func (p *proxy) Mode() view.Mode { return p.mode.describe() }
+
+// Tunnel implements view.View.
+func (p *proxy) Tunnel() view.Tunnel { return p.mode.tunnel() }
 
 // Config implements view.View.
 func (p *proxy) Config() *config.Config { return p.config.Load() }
@@ -43,12 +50,22 @@ func (p *proxy) Services() []view.Service {
 		for i := range svc.Backends {
 			v.Backends[i] = svc.Backends[i].Backend
 		}
-		if in.Err != nil {
-			v.Error = in.Err.Error()
+		if err := p.serviceError(svc.Spec.Name); err != nil {
+			v.Error = err.Error()
 		}
 		out = append(out, v)
 	}
 	return out
+}
+
+// serviceError says why a service is not as it should be: not in the maps, or not served though it is.
+func (p *proxy) serviceError(name string) error {
+	err := p.reconcile.Service(name).Err
+	unserved, _ := p.mode.unserved()
+	if e, ok := unserved[name]; ok {
+		err = errors.Join(err, errors.New(e.Err))
+	}
+	return err
 }
 
 // Backends implements view.View.
@@ -104,7 +121,7 @@ func rows(svc *state.Service, in reconcile.Service) []view.Backend {
 			}
 			row := view.Backend{
 				Service: svc.Spec.Name, Address: b.Address, Port: t.Port, Protocol: t.Protocol, Node: b.Node,
-				VLAN: b.VLAN, Weight: b.Weight, State: b.State, Local: b.Local(), Endpoint: b.Endpoint,
+				VLAN: b.VLAN, Weight: b.Weight, State: b.State, Local: b.Endpoint != "", Endpoint: b.Endpoint,
 				Since: b.Since, Lost: b.Lost,
 			}
 			if b.Placed() {
@@ -176,9 +193,14 @@ func (p *proxy) Status() view.Status {
 	for _, e := range p.reconcile.Errors() {
 		out.Errors = append(out.Errors, view.ServiceError{Service: e.Service, Err: e.Err.Error(), Since: e.Since})
 	}
+	unserved, ever := p.mode.unserved()
+	out.Failures += ever
+	for _, name := range slices.Sorted(maps.Keys(unserved)) {
+		out.Errors = append(out.Errors, unserved[name])
+	}
 	out.Unhealthy = p.unhealthy()
 	out.Cluster = p.clusterStatus()
-	out.Ways = p.wayProblems()
+	out.Ways = p.mode.ways()
 	return out
 }
 
@@ -259,15 +281,15 @@ func (p *proxy) Flush(_ context.Context, service string) (view.Flushed, error) {
 			return view.Flushed{}, fmt.Errorf("flush %q: %w", service, view.ErrNoService)
 		}
 	}
-	swept, err := p.datapath.Sweep(datapath.SweepRequest{Flush: true, Service: id})
+	swept, err := p.mode.tables().Sweep(datapath.SweepRequest{Flush: true, Service: id})
 	if err != nil {
 		return view.Flushed{}, fmt.Errorf("flush flows: %w", err)
 	}
-	affinities, err := p.datapath.FlushAffinity(id)
+	affinities, err := p.mode.tables().FlushAffinity(id)
 	if err != nil {
 		return view.Flushed{}, fmt.Errorf("flush affinities: %w", err)
 	}
-	if err := p.datapath.FlushFragments(); err != nil {
+	if err := p.mode.tables().FlushFragments(); err != nil {
 		return view.Flushed{}, fmt.Errorf("flush fragments: %w", err)
 	}
 	return view.Flushed{Pairs: int(swept.Removed), Affinities: affinities}, nil

@@ -9,7 +9,7 @@ import (
 )
 
 // notePeerProblems keeps what is wrong, and logs what was not so before.
-func (p *proxy) notePeerProblems(err error) {
+func (p *kernelMode) notePeerProblems(err error) {
 	var now []string
 	if err != nil {
 		now = strings.Split(err.Error(), "\n")
@@ -28,8 +28,8 @@ func (p *proxy) notePeerProblems(err error) {
 // lowMTU is what IPv6 needs of every way.
 const lowMTU = 1280
 
-// wayProblems returns what is wrong with the ways to other nodes and to clients outside, a line each.
-func (p *proxy) wayProblems() []string {
+// ways implements mode: what is wrong with the ways to other nodes and to clients outside, a line each.
+func (p *kernelMode) ways() []string {
 	n := p.peers
 	known := n.table.Nodes()
 	n.mu.Lock()
@@ -43,14 +43,20 @@ func (p *proxy) wayProblems() []string {
 	p.trunks.mu.Lock()
 	out = append(out, p.trunks.problems...)
 	p.trunks.mu.Unlock()
-	if s := p.store.Snapshot(); s != nil {
-		out = append(out, nowhere(s)...)
-	}
-	return out
+	return append(out, p.apart()...)
 }
 
-// nowhere returns a line for each node that backends are said to be on and nobody knows.
-func nowhere(s *state.Snapshot) []string {
+// apart implements mode: backends are said to be on nodes that nobody knows.
+func (p *kernelMode) apart() []string {
+	s := p.store.Snapshot()
+	if s == nil {
+		return nil
+	}
+	return elsewhere(s, "which is not known: it gets no connections until that node is in etcd, or in nodes in tclb.yaml")
+}
+
+// elsewhere returns a line for each node with backends that there is no way to, with what follows.
+func elsewhere(s *state.Snapshot, what string) []string {
 	var out []string
 	for _, svc := range s.Services {
 		said := make(map[string]bool)
@@ -60,8 +66,8 @@ func nowhere(s *state.Snapshot) []string {
 				continue
 			}
 			said[b.Node] = true
-			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, which is not known: it gets no connections until that node is in etcd, or in nodes in tclb.yaml",
-				svc.Spec.Name, svc.File, b.Key(), b.Node))
+			out = append(out, fmt.Sprintf("service %s (%s): backend %s is on node %s, %s",
+				svc.Spec.Name, svc.File, b.Key(), b.Node, what))
 		}
 	}
 	return out

@@ -85,7 +85,7 @@ func (c *Collector) read() (*scrape, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &scrape{
-		version: c.version, nodes: c.view.Nodes(), tunnel: c.view.Tunnel(), status: c.view.Status(), endpoints: len(c.view.Endpoints()),
+		version: c.version, mode: c.view.Mode().Name, nodes: c.view.Nodes(), tunnel: c.view.Tunnel(), status: c.view.Status(), endpoints: len(c.view.Endpoints()),
 		services: slices.DeleteFunc(c.view.Services(), func(s view.Service) bool { return s.ID == 0 }),
 		findings: c.countFindings(),
 	}

@@ -32,6 +32,7 @@ var families = []family{
 	{"tclb_conntrack_entries", "Established and UDP pairs in the connection table.", "gauge", nil, writeEntries},
 	{"tclb_conntrack_evictions_total", "Pairs that gave way to new ones because their room was full.", "counter", []string{"room"}, writeEvictions},
 	{"tclb_conntrack_room_entries", "Pairs in the connection table, by room.", "gauge", []string{"room"}, writeRoomEntries},
+	{"tclb_datapath_info", "1, labelled with who carries packets: programs in the kernel (ebpf) or the proxy (userspace).", "gauge", []string{"mode"}, writeMode},
 	{"tclb_drops_total", "Packets that the datapath refused.", "counter", []string{"reason"}, writeDrops},
 	{"tclb_endpoints", "Container interfaces attached on this node.", "gauge", nil, writeEndpoints},
 	{"tclb_etcd_connected", "1 while etcd can be used; no sample without etcd.", "gauge", nil, writeEtcd},
@@ -60,6 +61,7 @@ var families = []family{
 // scrape is what one scrape read, before any of it is written.
 type scrape struct {
 	version   string
+	mode      string
 	nodes     []view.Node
 	tunnel    view.Tunnel
 	status    view.Status
@@ -82,6 +84,7 @@ func writeBuildInfo(s *scrape, e *emitter)       { e.sample(1, s.version, runtim
 func writeReady(s *scrape, e *emitter)           { e.sample(number(s.status.Ready)) }
 func writeReconciles(s *scrape, e *emitter)      { e.timing(s.status.Passes) }
 func writeTables(s *scrape, e *emitter)          { e.timing(s.status.Tables) }
+func writeMode(s *scrape, e *emitter)            { e.sample(1, s.mode) }
 func writeReconcileErrors(s *scrape, e *emitter) { e.sample(s.status.Failures) }
 func writeRepairs(s *scrape, e *emitter)         { e.sample(s.status.Repaired) }
 func writeServices(s *scrape, e *emitter)        { e.sample(uint64(len(s.services))) }

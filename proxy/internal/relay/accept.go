@@ -32,7 +32,9 @@ func (r *Relay) listenTCP(front lb.Frontend) (listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // accepted sockets inherit it
+	// Accepted sockets inherit these.
+	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	_ = setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	if err := unix.Listen(fd, backlog); err != nil {
 		closeSocket(fd)
 		return nil, bindError(front, err)

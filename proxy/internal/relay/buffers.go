@@ -12,7 +12,7 @@ const (
 	// Buffers and pipes that a worker keeps for the next who needs one.
 	sparesKept = 64
 	// pipeSize is the most that a direction holds for a slow reader when it splices.
-	pipeSize = 1 << 20
+	pipeSize = 256 << 10
 )
 
 // buffers is a worker's read buffer. All its connections read into the same one; a remainder that a

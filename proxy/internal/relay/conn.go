@@ -12,6 +12,12 @@ import (
 // A connection takes two descriptors.
 const connDescriptors = 2
 
+// Backends that one connection tries at most, whatever its flow says.
+const mostDials = 16
+
+// events is what a socket is watched for, besides room when it is full: bytes, urgent ones, the end. Errors come anyway.
+const events = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
+
 // Dead peers are noticed by keep-alive probes, from keepAliveIdle seconds of silence on.
 const (
 	keepAliveIdle     = 60
@@ -62,7 +68,7 @@ func (w *worker) serve(front lb.Frontend, fd int, from netip.AddrPort) {
 	if c.over {
 		return
 	}
-	c.client.events = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
+	c.client.events = events
 	if c.down.full {
 		c.client.events |= unix.EPOLLOUT
 	}
@@ -108,6 +114,7 @@ func (c *conn) dial() bool {
 }
 
 func (c *conn) open() unix.Errno {
+	c.dials++
 	to := encode(c.flow.Backend())
 	fd, errno := newSocket(to.family(), unix.SOCK_STREAM)
 	if errno != 0 {
@@ -117,7 +124,6 @@ func (c *conn) open() unix.Errno {
 		closeSocket(fd)
 		return errno
 	}
-	c.dials++
 	c.backend = socket{fd: fd}
 	return 0
 }
@@ -134,7 +140,7 @@ func (c *conn) again(errno unix.Errno) bool {
 			"see net.ipv4.ip_local_port_range and the limit of open files", "backend", c.flow.Backend(), "err", errno)
 	}
 	c.dialError, c.up.full = 0, false
-	if c.flow.Failed(why) {
+	if c.flow.Failed(why) && c.dials < mostDials {
 		return true
 	}
 	c.abort()
@@ -164,7 +170,7 @@ func (c *conn) redial(errno unix.Errno) bool {
 
 // watchBackend waits for the backend's answer, and its bytes.
 func (c *conn) watchBackend() {
-	c.backend.events = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
+	c.backend.events = events
 	if c.up.full || !c.connected {
 		c.backend.events |= unix.EPOLLOUT
 	}
@@ -186,30 +192,43 @@ func (c *conn) establish() {
 }
 
 // ready takes an event. It is a hint: what really happened, reading and writing tells.
-func (c *conn) ready(s side, events uint32) {
+func (c *conn) ready(s side, what uint32) {
 	in, out := &c.up, &c.down
 	if s == backendSide {
 		in, out = &c.down, &c.up
 	}
 	if s == backendSide && !c.connected {
-		if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		if what&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
 			c.dialError = pendingError(c.backend.fd)
 		}
 		if c.dialError == 0 {
 			c.establish()
 		}
-	} else if events&unix.EPOLLERR != 0 && (in.pending() || in.ended) {
+	} else if what&unix.EPOLLERR != 0 && (in.pending() || in.ended) {
 		c.abort() // there is nothing to read before the error, or it would wait for a slow reader
 		return
 	}
-	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		in.readable = true
-		in.hungUp = in.hungUp || events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
+	if what&unix.EPOLLPRI != 0 {
+		c.urgent(s, in)
 	}
-	if events&unix.EPOLLOUT != 0 {
+	if what&(unix.EPOLLIN|unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		in.readable = true
+		in.toEnd = in.toEnd || what&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
+	}
+	if what&unix.EPOLLOUT != 0 {
 		out.full = false
 	}
 	c.advance()
+}
+
+// urgent takes an urgent byte as one of the others: it stays in its place and loses its mark. Splicing stops in front of it.
+func (c *conn) urgent(s side, in *half) {
+	fd := c.client.fd
+	if s == backendSide {
+		fd = c.backend.fd
+	}
+	in.noSplice = true
+	_ = setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 }
 
 // advance carries what can be carried, both ways.

@@ -10,6 +10,8 @@ const (
 	// Splices in a row that moved less than this each end it: requests and answers are cheaper to copy.
 	smallSplice  = 4 << 10
 	smallSplices = 16
+	// What a splice takes at least, where readers are slow; pipeSize is the most.
+	leastSplice = 64 << 10
 	// What one direction may carry before the worker looks after the others.
 	turnBytes = 4 << 20
 )
@@ -17,7 +19,7 @@ const (
 // half is one direction of a connection: what it reads from one socket it writes to the other.
 type half struct {
 	readable bool // there may be more to read
-	hungUp   bool // the end, or an error, is among it: a short read is not the last one
+	toEnd    bool // the end, an error or an urgent byte is among it: a short read is not the last one
 	full     bool // the other side takes no more until it says so
 	ended    bool // the end was read
 	told     bool // and passed on
@@ -27,6 +29,7 @@ type half struct {
 	piped    int
 	carried  uint64
 	small    int // splices in a row that were not worth it
+	chunk    int // what the next splice takes
 	writes   int
 }
 
@@ -99,7 +102,7 @@ func (c *conn) read(h *half, from, to *socket) (int, unix.Errno) {
 		return 0, 0
 	}
 	if n < len(buf) {
-		h.readable = h.hungUp
+		h.readable = h.toEnd
 	} else {
 		h.small = 0
 	}
@@ -168,7 +171,10 @@ func (c *conn) flush(h *half, to *socket) unix.Errno {
 
 // spliceIn moves what is there into a pipe. The pipe is empty, so EAGAIN is the socket's.
 func (c *conn) spliceIn(h *half, p pipe, from *socket) (int, unix.Errno) {
-	n, errno := splice(from.fd, p.write, pipeSize)
+	if h.chunk == 0 {
+		h.chunk = pipeSize
+	}
+	n, errno := splice(from.fd, p.write, h.chunk)
 	if n > 0 {
 		if h.small++; n >= smallSplice {
 			h.small = 0
@@ -195,6 +201,7 @@ func (c *conn) spliceOut(h *half, to *socket) unix.Errno {
 	c.noDelay(h, to)
 	n, errno := splice(h.pipe.read, to.fd, h.piped)
 	if errno == unix.EAGAIN {
+		h.chunk = max(h.chunk/2, leastSplice) // a slow reader need not hold much
 		return c.awaitRoom(h, to)
 	}
 	if errno != 0 {
@@ -202,6 +209,7 @@ func (c *conn) spliceOut(h *half, to *socket) unix.Errno {
 	}
 	h.writes++
 	if h.piped -= n; h.piped == 0 {
+		h.chunk = min(h.chunk*2, pipeSize)
 		c.w.pipes.put(h.pipe)
 	}
 	return 0

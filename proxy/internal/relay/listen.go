@@ -79,7 +79,8 @@ func bind(front lb.Frontend, kind int) (int, error) {
 	}
 	var err error
 	if at.family() == unix.AF_INET6 {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+		// A local route makes an address this node's in the eyes of IPv4 alone.
+		err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1), unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1))
 	}
 	if err == nil && kind == unix.SOCK_STREAM {
 		// Connections of an earlier listener may still be there. It allows no second listener.

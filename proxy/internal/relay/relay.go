@@ -164,17 +164,8 @@ func roomForThreads(threads int) {
 // Shutdown stops accepting at once, lets connections end until ctx does, and resets the rest. UDP sessions have
 // no end of their own: they go on until then. An error says how many connections were cut.
 func (r *Relay) Shutdown(ctx context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
+	if !r.close() {
 		return nil
-	}
-	r.closed = true
-	for front, l := range r.listeners {
-		if front.Protocol == lb.TCP {
-			l.remove()
-			delete(r.listeners, front)
-		}
 	}
 	var err error
 	for r.connections.Load() > 0 && err == nil {
@@ -193,6 +184,23 @@ func (r *Relay) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("reset %d connections that had not ended: %w", left, err)
 	}
 	return nil
+}
+
+// close stops accepting, and says whether it was the first to do so.
+func (r *Relay) close() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	r.closed = true
+	for front, l := range r.listeners {
+		if front.Protocol == lb.TCP {
+			l.remove()
+			delete(r.listeners, front)
+		}
+	}
+	return true
 }
 
 // clock is the time since the relay began.

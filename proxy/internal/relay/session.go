@@ -41,11 +41,8 @@ func (l *udpListener) open(from *sockaddr) *session {
 	s.flow = flow
 	s.slot = w.add(s)
 	l.sessions[*from] = s
-	for errno := s.connect(); errno != 0; errno = s.connect() {
-		if !flow.Failed(failure(errno)) {
-			s.end()
-			return nil
-		}
+	if errno := s.connect(); errno != 0 && !s.next(errno) {
+		return nil
 	}
 	return s
 }
@@ -85,27 +82,35 @@ func (s *session) sendUp(first, last int) {
 	if !s.answered && s.first == nil {
 		s.first = b.copy(first)
 	}
-	if b.send(s.fd, first, last, nil) && s.refused() {
-		_ = b.send(s.fd, first, last, nil)
+	if b.send(s.fd, first, last, nil) {
+		if s.refused(); !s.over {
+			_ = b.send(s.fd, first, last, nil)
+		}
 	}
 }
 
-// refused takes the backend's port unreachable. True: there is a socket to try again with.
-func (s *session) refused() bool {
-	for errno := unix.ECONNREFUSED; errno != 0; errno = s.connect() {
-		if s.flow.Failed(failure(errno)) {
-			continue
+// next goes on with the flow's next backend. False: it has none; without a socket the session is over.
+func (s *session) next(errno unix.Errno) bool {
+	for range mostDials {
+		if !s.flow.Failed(failure(errno)) {
+			break
 		}
-		if s.fd < 0 {
-			s.end()
-			return false
+		if errno = s.connect(); errno == 0 {
+			return true
 		}
-		return true // the error is taken; the same backend may listen again
 	}
-	if s.first != nil {
+	if s.fd < 0 {
+		s.end()
+	}
+	return false
+}
+
+// refused takes the backend's port unreachable: what was asked is asked again elsewhere. If there is no other
+// backend, this one may listen again some time.
+func (s *session) refused() {
+	if s.next(unix.ECONNREFUSED) && s.first != nil {
 		_, _ = send(s.fd, s.first)
 	}
-	return true
 }
 
 // ready carries what the backend answered.
@@ -114,7 +119,7 @@ func (s *session) ready(side, uint32) {
 	for range batchesAtOnce {
 		n, errno := b.receive(s.fd, false)
 		if errno == unix.ECONNREFUSED {
-			if !s.refused() {
+			if s.refused(); s.over {
 				return
 			}
 			continue

@@ -296,3 +296,26 @@ func TestIdleConnectionEnds(t *testing.T) {
 	expectReset(t, c.server)
 	c.flow.ended(t)
 }
+
+// An urgent byte arrives in its place, as any other, and nothing waits behind it.
+func TestUrgentByte(t *testing.T) {
+	c := connectThrough(t, Options{})
+	long := bytes.Repeat([]byte("x"), 2*spliceAfter)
+	for _, way := range []struct{ from, to *net.TCPConn }{{c.client, c.server}, {c.server, c.client}} {
+		for _, before := range [][]byte{[]byte("abc"), long} {
+			say(t, way.from, way.to, before)
+			raw, err := way.from.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := raw.Control(func(fd uintptr) { err = unix.Send(int(fd), []byte("!"), unix.MSG_OOB) }); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = way.from.Write([]byte("efg"))
+			got := make([]byte, 4)
+			if _, err := io.ReadFull(way.to, got); err != nil || string(got) != "!efg" {
+				t.Errorf("%q, %v", got, err)
+			}
+		}
+	}
+}

@@ -20,6 +20,7 @@ func echo(t testing.TB, addr, name string) netip.AddrPort {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	_ = c.SetReadBuffer(4 << 20) // all clients may ask at once
 	go func() {
 		for buf := make([]byte, 70000); ; {
 			n, from, err := c.ReadFromUDPAddrPort(buf)
@@ -175,5 +176,30 @@ func expectSilence(t *testing.T, c *net.UDPConn) {
 	_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	if n, err := c.Read(make([]byte, 100)); err == nil {
 		t.Errorf("%d bytes came back, want nothing", n)
+	}
+}
+
+// One worker reads both families into the same addresses: a client is the same one whatever was there before.
+func TestClientsOfBothFamilies(t *testing.T) {
+	s := &static{backends: []netip.AddrPort{echo(t, "127.0.0.1", "")}}
+	r := newRelay(t, Options{Balancer: s, Threads: 1})
+	four := lb.Frontend{VIP: netip.MustParseAddr("127.0.0.1"), Port: freePort(t, "127.0.0.1"), Protocol: lb.UDP}
+	six := lb.Frontend{VIP: netip.MustParseAddr("::1"), Port: four.Port, Protocol: lb.UDP}
+	if failed := r.Sync([]lb.Frontend{four, six}); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	clients := []*net.UDPConn{dialUDP(t, four), dialUDP(t, six)}
+	for range 3 {
+		for _, c := range clients {
+			ask(t, c, []byte("hello"), []byte("hello"))
+		}
+	}
+	if got := r.sessions.Load(); got != 2 {
+		t.Errorf("two clients have %d sessions", got)
+	}
+	for i, c := range clients {
+		if got := s.began(t, i).client; got != addrPort(c.LocalAddr()) {
+			t.Errorf("the Balancer was told of client %s, want %s", got, c.LocalAddr())
+		}
 	}
 }

@@ -231,9 +231,12 @@ func (m *merger) listed(b lb.Backend) Backend {
 	return out
 }
 
-// attach makes b the container behind an endpoint.
+// attach makes b the container behind an endpoint. One without programs is reached through the host's stack.
 func (b *Backend) attach(e *registry.Endpoint) {
 	b.Endpoint = e.ID
+	if e.Attach == registry.AttachNone {
+		return
+	}
 	b.Ifindex = e.HostIfindex
 	b.Owner = registry.Owner(e.ContainerID)
 	if mac, err := net.ParseMAC(e.MAC); err == nil && len(mac) == len(b.MAC) {

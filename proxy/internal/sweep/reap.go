@@ -36,13 +36,13 @@ type Maps interface {
 type Reaper struct {
 	maps    Maps
 	dir     *registry.Dir
-	links   string // directory of link pins
+	links   string // directory of link pins; "" = programs are attached by nobody
 	boot    string
 	log     *slog.Logger
 	orphans map[string]bool // without an endpoint file when looked at last: pins by id, keys by text
 }
 
-// NewReaper returns a reaper for a run directory and the directory of its link pins.
+// NewReaper returns a reaper for a run directory and the directory of its link pins, "" where there are none.
 func NewReaper(maps Maps, dir *registry.Dir, links string, log *slog.Logger) (*Reaper, error) {
 	boot, err := registry.BootID()
 	if err != nil {
@@ -149,6 +149,9 @@ func (r *Reaper) dead(e registry.Endpoint) string {
 	if !r.Alive(e) {
 		return "its interface is gone"
 	}
+	if r.links == "" {
+		return ""
+	}
 	link, err := attach.Inspect(r.pin(e.ID, "in"))
 	switch {
 	case err != nil:
@@ -199,6 +202,9 @@ func (r *Reaper) reap(e registry.Endpoint, why string) {
 }
 
 func (r *Reaper) detach(id string) error {
+	if r.links == "" {
+		return nil
+	}
 	return errors.Join(attach.Detach(r.pin(id, "in"), 0), attach.Detach(r.pin(id, "out"), 0))
 }
 
@@ -248,6 +254,9 @@ func (r *Reaper) removePins(id string) error {
 
 // orphanedPins lists the ids of link pins without an endpoint file.
 func (r *Reaper) orphanedPins(seen map[string]bool) ([]string, error) {
+	if r.links == "" {
+		return nil, nil
+	}
 	entries, err := os.ReadDir(r.links)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list link pins: %w", err)

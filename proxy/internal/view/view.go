@@ -47,6 +47,8 @@ func (e *InvalidError) Error() string {
 type View interface {
 	// Node returns this node.
 	Node() Node
+	// Mode returns who carries packets.
+	Mode() Mode
 	// Nodes returns all nodes of the cluster by name, this one included.
 	Nodes() []Node
 	// Tunnel returns what went through the tunnel device, since it was made.
@@ -88,6 +90,12 @@ type View interface {
 	Flush(ctx context.Context, service string) (Flushed, error)
 }
 
+// Mode is who carries packets: programs in the kernel (ebpf), or the proxy itself (userspace).
+type Mode struct {
+	Name   string
+	Reason string // why, where it was not asked for
+}
+
 // Node is a node as listings show it.
 type Node struct {
 	Name      string
@@ -97,6 +105,7 @@ type Node struct {
 	Self      bool
 	Plain     bool   // a VXLAN device without tclb, which is not probed
 	Version   string // of its proxy; "" where it did not tell
+	NoTunnel  bool   // this node carries connections itself, and has no way to it
 
 	// The rest is zero for this node, and for one that was not probed yet.
 	Latency         time.Duration

@@ -22,6 +22,7 @@ var Now = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 // View is a view.View that shows its fields and records what it is asked to change.
 type View struct {
 	NodeValue       view.Node
+	ModeValue       view.Mode
 	PeerValues      []view.Node // besides NodeValue, by name
 	TunnelValue     view.Tunnel
 	Pongs           []view.Pong // of PingNode node-b, one after the other; then unanswered ones
@@ -40,6 +41,9 @@ type View struct {
 	mu    sync.Mutex
 	calls []string // guarded by mu
 }
+
+// Mode implements view.View.
+func (v *View) Mode() view.Mode { return v.ModeValue }
 
 // Calls returns what was asked for, one line a call.
 func (v *View) Calls() []string {
@@ -68,7 +72,7 @@ func NewView() *View {
 	}
 	empty := lb.Service{Name: "empty", VIPs: []netip.Addr{addr("198.51.100.99")}, Ports: []lb.Port{{Protocol: lb.TCP, Port: 9, TargetPort: 9}}}
 	return &View{
-		NodeValue:   view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
+		ModeValue: view.Mode{Name: config.ModeEBPF}, NodeValue: view.Node{Name: "node-a", Address: addr("192.0.2.11"), Reachable: true},
 		PeerValues:  peers(),
 		TunnelValue: view.Tunnel{PacketsIn: 300, PacketsOut: 200, BytesIn: 30000, BytesOut: 20000},
 		ConfigValue: config.Default(),
