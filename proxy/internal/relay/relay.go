@@ -61,9 +61,9 @@ type Flow interface {
 	Connected()
 	// Failed says that the backend could not be had. True: Backend returns another one now, try that.
 	Failed(why Failure) (again bool)
-	// Sent counts what went to the backend. Of TCP, a packet is a piece as it was read.
+	// Sent counts what went to the backend. Of TCP, a packet is a piece as it was written.
 	Sent(packets, bytes uint64)
-	// Answered counts what came back from it.
+	// Answered counts what went back to the client.
 	Answered(packets, bytes uint64)
 	// Closing says that both sides have ended, or one has reset: what is left is to deliver.
 	Closing()
@@ -82,8 +82,8 @@ type Options struct {
 	MaxSessions    int           // UDP sessions; 0: defaultMaxSessions
 }
 
-// The kernel repeats a SYN after 1 s: a backend has two of them to answer.
-const defaultConnectTimeout = 2500 * time.Millisecond
+// The kernel repeats a SYN after 1 s and after 3 s: a backend has three of them to answer.
+const defaultConnectTimeout = 3500 * time.Millisecond
 
 // A session costs a descriptor and about 5 KB in the kernel.
 const defaultMaxSessions = 65536

@@ -124,48 +124,6 @@ func TestAnswerBeforeResetArrives(t *testing.T) {
 	expectReset(t, c.client)
 }
 
-// fill writes until nothing is taken for a while, and returns how much was.
-func fill(c *net.TCPConn, chunk []byte) (taken int) {
-	for {
-		_ = c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-		n, err := c.Write(chunk)
-		taken += n
-		if err != nil {
-			_ = c.SetWriteDeadline(time.Time{})
-			return taken
-		}
-	}
-}
-
-func TestSlowReaderHoldsBoundedMemory(t *testing.T) {
-	c := connectThrough(t, Options{})
-	for _, way := range []struct{ from, to *net.TCPConn }{{c.client, c.server}, {c.server, c.client}} {
-		chunk := bytes.Repeat([]byte("x"), 1<<20)
-		taken := fill(way.from, chunk)
-		held := 0
-		for _, w := range c.r.workers {
-			w.do(func() {
-				for _, s := range w.slots {
-					if conn, ok := s.handler.(*conn); ok {
-						held += len(conn.up.held.rest) + conn.up.piped + len(conn.down.held.rest) + conn.down.piped
-					}
-				}
-			})
-		}
-		if held == 0 || held > pipeSize {
-			t.Errorf("the relay holds %d bytes of the %d that were taken, want at most %d", held, taken, pipeSize)
-		}
-		if n, err := io.CopyN(io.Discard, way.to, int64(taken)); err != nil {
-			t.Fatalf("read %d of %d: %v", n, taken, err)
-		}
-	}
-	// A reset does not wait for the reader.
-	fill(c.client, make([]byte, 1<<20))
-	reset(c.client)
-	c.flow.ended(t)
-	expectReset(t, c.server)
-}
-
 // full returns an address whose kernel answers no SYN: its queue is full.
 func full(t testing.TB) netip.AddrPort {
 	t.Helper()
@@ -223,6 +181,28 @@ func TestNextBackend(t *testing.T) {
 	}
 }
 
+// Writing may be the first to learn that a backend cannot be had.
+func TestNextBackendAfterAFailedWrite(t *testing.T) {
+	backend := listenTCP(t, "127.0.0.1")
+	s := &static{backends: []netip.AddrPort{full(t), addrPort(backend.Addr())}}
+	r := newRelay(t, Options{Balancer: s, ConnectTimeout: time.Hour, Threads: 1})
+	client := dial(t, r.front(t, "127.0.0.1", lb.TCP))
+	_, _ = client.Write([]byte("question"))
+	for held := 0; held == 0; {
+		r.conns(func(c *conn) {
+			if held = c.holds(); held > 0 {
+				_ = unix.Shutdown(c.backend.fd, unix.SHUT_RDWR)
+				c.up.full = false
+				c.advance()
+			}
+		})
+	}
+	got := make([]byte, 8)
+	if _, err := io.ReadFull(accepted(t, backend), got); err != nil || string(got) != "question" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestNoBackendIsAReset(t *testing.T) {
 	s := &static{backends: []netip.AddrPort{nobody(t), nobody(t)}}
 	r := newRelay(t, Options{Balancer: s})
@@ -258,6 +238,12 @@ func TestClientResetsWhileConnecting(t *testing.T) {
 	r := newRelay(t, Options{Balancer: s, ConnectTimeout: time.Hour})
 	client := dial(t, r.front(t, "127.0.0.1", lb.TCP))
 	f := s.began(t, 0)
+	fill(client, make([]byte, 1<<20))
+	r.conns(func(c *conn) {
+		if c.holds() == 0 || c.holds() > smallRest {
+			t.Errorf("the relay holds %d bytes, want at most %d", c.holds(), smallRest)
+		}
+	})
 	reset(client)
 	f.ended(t)
 	f.expect(t, told{ends: 1})
@@ -318,4 +304,23 @@ func TestUrgentByte(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Bytes and the end that arrive together are one event.
+func TestEndBehindTheLastBytes(t *testing.T) {
+	c := connectThrough(t, Options{Threads: 1})
+	say(t, c.client, c.server, []byte("hello"))
+	say(t, c.server, c.client, []byte("hello"))
+	for _, way := range []struct{ from, to *net.TCPConn }{{c.client, c.server}, {c.server, c.client}} {
+		busy, goOn := make(chan struct{}), make(chan struct{})
+		c.r.workers[0].post(func() { close(busy); <-goOn })
+		<-busy
+		_, _ = way.from.Write([]byte("last words"))
+		_ = way.from.CloseWrite()
+		close(goOn)
+		if got, err := io.ReadAll(way.to); err != nil || string(got) != "last words" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	c.flow.ended(t)
 }

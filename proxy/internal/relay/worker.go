@@ -82,11 +82,10 @@ func newWorker(r *Relay) *worker {
 // post has the worker run something soon. Anybody may call it.
 func (w *worker) post(run func()) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.inbox = append(w.inbox, run)
-	signal := !w.signaled
-	w.signaled = true
-	w.mu.Unlock()
-	if signal {
+	if !w.signaled {
+		w.signaled = true
 		_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	}
 }
