@@ -10,8 +10,10 @@ import (
 )
 
 const (
-	// A worker that finds a queue of clients takes more of them at a time, up to this many.
+	// A worker that finds clients queued each time takes more of them at once: one more after eight times.
+	// To ask for one more than there are costs a call, so clients who come one by one are taken so.
 	acceptsAtOnce = 64
+	timesLucky    = 8
 	// A connection is handed to the worker with the fewest when its own has so many more.
 	imbalance = 2
 )
@@ -24,7 +26,7 @@ type acceptor struct {
 	front lb.Frontend
 	fd    int
 	slot  uint32
-	take  int // at a time
+	lucky int // times in a row that nobody was asked for in vain
 }
 
 func (r *Relay) listenTCP(front lb.Frontend) (listener, error) {
@@ -39,7 +41,7 @@ func (r *Relay) listenTCP(front lb.Frontend) (listener, error) {
 		closeSocket(fd)
 		return nil, bindError(front, err)
 	}
-	a := &acceptor{w: r.next(), front: front, fd: fd, take: 1}
+	a := &acceptor{w: r.next(), front: front, fd: fd}
 	var errno unix.Errno
 	a.w.do(func() { errno = a.begin() })
 	if errno != 0 {
@@ -73,7 +75,7 @@ func (a *acceptor) remove() {
 // ready accepts clients.
 func (a *acceptor) ready(side, uint32) {
 	var from sockaddr
-	for range a.take {
+	for range min(1+a.lucky/timesLucky, acceptsAtOnce) {
 		if !a.w.r.descriptors.take(connDescriptors) {
 			a.w.pauseAccepting(unix.EMFILE)
 			return
@@ -86,7 +88,7 @@ func (a *acceptor) ready(side, uint32) {
 		a.w.r.descriptors.give(connDescriptors)
 		switch errno {
 		case unix.EAGAIN:
-			a.take = 1
+			a.lucky = 0
 			return
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 			a.w.pauseAccepting(errno)
@@ -94,7 +96,7 @@ func (a *acceptor) ready(side, uint32) {
 		}
 		// Any other error is that client's, gone before it was accepted.
 	}
-	a.take = min(a.take*2, acceptsAtOnce)
+	a.lucky++
 }
 
 func (*acceptor) sweep() {}

@@ -106,7 +106,6 @@ func (c *conn) read(h *half, from, to *socket) (int, unix.Errno) {
 	} else {
 		h.small = 0
 	}
-	c.count(h, n)
 	sent, errno := c.write(h, to, buf[:n])
 	if errno == 0 && sent < n {
 		h.held = c.w.buffers.hold(buf[sent:n])
@@ -124,6 +123,7 @@ func (c *conn) write(h *half, to *socket, data []byte) (int, unix.Errno) {
 		if to == &c.backend {
 			c.establish()
 		}
+		c.count(h, n)
 		if n < len(data) {
 			return n, c.awaitRoom(h, to)
 		}
@@ -180,7 +180,6 @@ func (c *conn) spliceIn(h *half, p pipe, from *socket) (int, unix.Errno) {
 			h.small = 0
 		}
 		h.pipe, h.piped = p, n
-		c.count(h, n)
 		return n, 0
 	}
 	c.w.pipes.put(p)
@@ -208,6 +207,7 @@ func (c *conn) spliceOut(h *half, to *socket) unix.Errno {
 		return errno
 	}
 	h.writes++
+	c.count(h, n)
 	if h.piped -= n; h.piped == 0 {
 		h.chunk = min(h.chunk*2, pipeSize)
 		c.w.pipes.put(h.pipe)
@@ -224,7 +224,7 @@ func (c *conn) drop(h *half) {
 	}
 }
 
-// count tells the flow what it carries.
+// count tells the flow what was carried.
 func (c *conn) count(h *half, n int) {
 	h.carried += uint64(n)
 	if h == &c.up {

@@ -45,6 +45,20 @@ func TestSyncMakesListenersEqual(t *testing.T) {
 	say(t, dial(t, c.front), accepted(t, c.backend), []byte("hello"))
 }
 
+func TestFamiliesDoNotShareAPort(t *testing.T) {
+	r := newRelay(t, Options{Balancer: &static{}})
+	port := freePort(t, "127.0.0.1")
+	var all []lb.Frontend
+	for _, addr := range []string{"::", "0.0.0.0"} {
+		for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
+			all = append(all, lb.Frontend{VIP: netip.MustParseAddr(addr), Port: port, Protocol: protocol})
+		}
+	}
+	if failed := r.Sync(all); len(failed) > 0 {
+		t.Error(failed)
+	}
+}
+
 func expectRefused(t *testing.T, f lb.Frontend) {
 	t.Helper()
 	if c, err := net.Dial("tcp", netip.AddrPortFrom(f.VIP, f.Port).String()); !errors.Is(err, unix.ECONNREFUSED) {

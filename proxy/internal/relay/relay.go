@@ -61,9 +61,9 @@ type Flow interface {
 	Connected()
 	// Failed says that the backend could not be had. True: Backend returns another one now, try that.
 	Failed(why Failure) (again bool)
-	// Sent counts what went to the backend. Of TCP, a packet is a piece as it was read.
+	// Sent counts what went to the backend. Of TCP, a packet is a piece as it was written.
 	Sent(packets, bytes uint64)
-	// Answered counts what came back from it.
+	// Answered counts what went back to the client.
 	Answered(packets, bytes uint64)
 	// Closing says that both sides have ended, or one has reset: what is left is to deliver.
 	Closing()

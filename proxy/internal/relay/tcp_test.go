@@ -137,33 +137,64 @@ func fill(c *net.TCPConn, chunk []byte) (taken int) {
 	}
 }
 
+// conns looks at the relay's connections, each in its worker.
+func (r *Relay) conns(look func(c *conn)) {
+	for _, w := range r.workers {
+		w.do(func() {
+			for _, s := range w.slots {
+				if c, ok := s.handler.(*conn); ok {
+					look(c)
+				}
+			}
+		})
+	}
+}
+
+func (c *conn) holds() int {
+	return len(c.up.held.rest) + c.up.piped + len(c.down.held.rest) + c.down.piped
+}
+
 func TestSlowReaderHoldsBoundedMemory(t *testing.T) {
-	c := connectThrough(t, Options{})
-	for _, way := range []struct{ from, to *net.TCPConn }{{c.client, c.server}, {c.server, c.client}} {
-		chunk := bytes.Repeat([]byte("x"), 1<<20)
-		taken := fill(way.from, chunk)
-		held := 0
-		for _, w := range c.r.workers {
-			w.do(func() {
-				for _, s := range w.slots {
-					if conn, ok := s.handler.(*conn); ok {
-						held += len(conn.up.held.rest) + conn.up.piped + len(conn.down.held.rest) + conn.down.piped
-					}
+	for _, splices := range []bool{true, false} { // not every kernel or sandbox lets one
+		c := connectThrough(t, Options{Threads: 1})
+		most := pipeSize
+		if !splices {
+			most = bufferSize
+			c.r.conns(func(c *conn) { c.up.noSplice, c.down.noSplice = true, true })
+		}
+		other := dial(t, c.front)
+		otherServer := accepted(t, c.backend)
+		for _, way := range []struct{ from, to *net.TCPConn }{{c.client, c.server}, {c.server, c.client}} {
+			chunk := make([]byte, 1<<20)
+			for i := range chunk {
+				chunk[i] = byte(i >> 8 * 31)
+			}
+			taken := fill(way.from, chunk)
+			held := 0
+			c.r.conns(func(c *conn) {
+				held += c.holds()
+				if splices && c.holds() > 0 && c.up.chunk+c.down.chunk >= 2*pipeSize {
+					t.Errorf("the next splices take %d and %d bytes although a reader is slow", c.up.chunk, c.down.chunk)
 				}
 			})
+			if held == 0 || held > most {
+				t.Errorf("the relay holds %d bytes of the %d that were taken, want at most %d", held, taken, most)
+			}
+			say(t, other, otherServer, bytes.Repeat([]byte("!"), 2*bufferSize)) // goes through the worker's buffer
+			got := make([]byte, len(chunk))
+			for ; taken > 0; taken -= len(got) {
+				got = got[:min(taken, len(got))]
+				if _, err := io.ReadFull(way.to, got); err != nil || !bytes.Equal(got, chunk[:len(got)]) {
+					t.Fatalf("with %d to come: other bytes than were sent, %v", taken, err)
+				}
+			}
 		}
-		if held == 0 || held > pipeSize {
-			t.Errorf("the relay holds %d bytes of the %d that were taken, want at most %d", held, taken, pipeSize)
-		}
-		if n, err := io.CopyN(io.Discard, way.to, int64(taken)); err != nil {
-			t.Fatalf("read %d of %d: %v", n, taken, err)
-		}
+		// A reset does not wait for the reader.
+		fill(c.client, make([]byte, 1<<20))
+		reset(c.client)
+		c.flow.ended(t)
+		expectReset(t, c.server)
 	}
-	// A reset does not wait for the reader.
-	fill(c.client, make([]byte, 1<<20))
-	reset(c.client)
-	c.flow.ended(t)
-	expectReset(t, c.server)
 }
 
 // full returns an address whose kernel answers no SYN: its queue is full.
@@ -258,6 +289,12 @@ func TestClientResetsWhileConnecting(t *testing.T) {
 	r := newRelay(t, Options{Balancer: s, ConnectTimeout: time.Hour})
 	client := dial(t, r.front(t, "127.0.0.1", lb.TCP))
 	f := s.began(t, 0)
+	fill(client, make([]byte, 1<<20))
+	r.conns(func(c *conn) {
+		if c.holds() == 0 || c.holds() > smallRest {
+			t.Errorf("the relay holds %d bytes, want at most %d", c.holds(), smallRest)
+		}
+	})
 	reset(client)
 	f.ended(t)
 	f.expect(t, told{ends: 1})
@@ -318,4 +355,23 @@ func TestUrgentByte(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Bytes and the end that arrive together are one event.
+func TestEndBehindTheLastBytes(t *testing.T) {
+	c := connectThrough(t, Options{Threads: 1})
+	say(t, c.client, c.server, []byte("hello"))
+	say(t, c.server, c.client, []byte("hello"))
+	for _, way := range []struct{ from, to *net.TCPConn }{{c.client, c.server}, {c.server, c.client}} {
+		busy, goOn := make(chan struct{}), make(chan struct{})
+		c.r.workers[0].post(func() { close(busy); <-goOn })
+		<-busy
+		_, _ = way.from.Write([]byte("last words"))
+		_ = way.from.CloseWrite()
+		close(goOn)
+		if got, err := io.ReadAll(way.to); err != nil || string(got) != "last words" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	c.flow.ended(t)
 }

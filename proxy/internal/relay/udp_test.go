@@ -169,6 +169,34 @@ func TestSessionsEnd(t *testing.T) {
 	l.Close()
 }
 
+func TestAnswersKeepASession(t *testing.T) {
+	backend, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backend.Close()
+	s := &static{backends: []netip.AddrPort{addrPort(backend.LocalAddr())}}
+	s.idle.Store(int64(time.Hour))
+	r := newRelay(t, Options{Balancer: s})
+	c := dialUDP(t, r.front(t, "127.0.0.1", lb.UDP))
+	if _, err := c.Write([]byte("subscribe")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	_, from, err := backend.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		r.pass(59 * time.Minute)
+		_, _ = backend.WriteToUDPAddrPort([]byte("news"), from)
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, err := c.Read(buf); err != nil || string(buf[:n]) != "news" {
+			t.Fatalf("%q, %v", buf[:n], err)
+		}
+	}
+}
+
 // expectSilence sends a datagram that is not answered.
 func expectSilence(t *testing.T, c *net.UDPConn) {
 	t.Helper()

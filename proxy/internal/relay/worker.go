@@ -2,7 +2,6 @@ package relay
 
 import (
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,9 +115,8 @@ func (u wakeUp) ready(side, uint32) {
 func (wakeUp) sweep() {}
 func (wakeUp) stop()  {}
 
-// run is the thread.
+// run is the worker's goroutine. Nothing else is scheduled within it, so it stays on its thread.
 func (w *worker) run() {
-	runtime.LockOSThread()
 	defer w.r.stopped.Done()
 	events := make([]unix.EpollEvent, eventsAtOnce)
 	for !w.stopping {
