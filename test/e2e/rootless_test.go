@@ -127,14 +127,17 @@ func TestRootlessServiceThatCannotBeServed(t *testing.T) {
 	if _, text, err := n.get("/metrics"); err != nil || strings.Contains(text, "tclb_reconcile_errors_total 0") {
 		t.Errorf("metrics do not count it (%v)", err)
 	}
-	n.ip("address add 10.96.0.9/32 dev lo")
-	n.sysctl("net/ipv4/ip_unprivileged_port_start", "80")
-	for _, at := range []string{"10.96.0.9:8000", "127.0.0.9:80"} {
+	served := func(at string) {
+		t.Helper()
 		eventually(t, 3*felt, at+" is served", func() error {
 			_, err := n.ask("tcp", netip.MustParseAddrPort(at))
 			return err
 		})
 	}
+	n.sysctl("net/ipv4/ip_unprivileged_port_start", "80") // nobody tells the proxy
+	served("127.0.0.9:80")
+	n.ip("address add 10.96.0.9/32 dev lo")
+	served("10.96.0.9:8000")
 	eventually(t, 3*felt, "the problems are gone", func() error {
 		if st := list[statusRow](n, "status"); len(st.Problems) > 0 {
 			return fmt.Errorf("%v", st.Problems)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/api"
 	"github.com/tc-loadbalancer/tclb/proxy/internal/api/apitest"
+	"github.com/tc-loadbalancer/tclb/proxy/internal/view"
 )
 
 // Which node a flow's backend is on follows from the flow itself: the service need not be known here.
@@ -62,5 +64,30 @@ func TestFlowsThatAreAnsweredDirectly(t *testing.T) {
 		if got := time.Duration(rows[0].ExpiresSeconds) * time.Second; !rows[0].DSR || got != c.want {
 			t.Errorf("%+v: %+v, want %v", c.pair, rows[0], c.want)
 		}
+	}
+}
+
+// The status says which mode it came to and why; other nodes that it cannot reach are one line each, without advice about tunnels.
+func TestStatusOfUserspaceMode(t *testing.T) {
+	v := apitest.NewView()
+	v.ModeValue = view.Mode{Name: "userspace", Reason: "BPF is not permitted:\nno"}
+	v.ConfigValue.Datapath.HostStack = true
+	v.PeerValues = []view.Node{{Name: "node-b", Address: netip.MustParseAddr("192.0.2.12"), NoTunnel: true}}
+	status, body := ask(newServer(v, apitest.NewMaps()).Handler(), http.MethodGet, "/api/v1/status", "")
+	var got api.Status
+	if err := json.Unmarshal([]byte(body), &got); err != nil || status != http.StatusOK {
+		t.Fatalf("status %d, %s", status, body)
+	}
+	if got.Mode != "userspace" || !strings.HasPrefix(got.ModeReason, "BPF is not permitted:") || strings.Contains(got.ModeReason, "\n") || got.HostStack {
+		t.Errorf("mode %q, reason %q, host stack %v", got.Mode, got.ModeReason, got.HostStack)
+	}
+	text := strings.Join(got.Problems, "\n")
+	for _, want := range []string{"node node-b: not reached: this node is in userspace mode", "datapath.hostStack has no effect in userspace mode"} {
+		if strings.Count(text, want) != 1 {
+			t.Errorf("problems %q, want %q once", got.Problems, want)
+		}
+	}
+	if strings.Contains(text, "tunnel port") {
+		t.Errorf("problems %q", got.Problems)
 	}
 }

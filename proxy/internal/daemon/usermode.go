@@ -27,6 +27,9 @@ import (
 const (
 	// listenAgain is how soon what could not be listened on is tried again.
 	listenAgain = time.Second
+	// connectTimeout is how long a backend may leave a client waiting before the next one is tried. The kernel repeats a SYN
+	// after a second, so it has two to answer; and clients that wait for two seconds see the next backend.
+	connectTimeout = 1200 * time.Millisecond
 	// lastWait is how long connections may go on after the proxy was told to stop.
 	lastWait = 10 * time.Second
 )
@@ -84,7 +87,9 @@ func (p *userMode) prepare(cfg *config.Config) error {
 		return err
 	}
 	p.peers.local.Store(&local)
-	p.relay = relay.New(relay.Options{Balancer: balancer{p.maps}, Log: p.Log, MaxSessions: cfg.Conntrack.MaxEntries})
+	p.relay = relay.New(relay.Options{
+		Balancer: balancer{p.maps}, Log: p.Log, ConnectTimeout: connectTimeout, MaxSessions: cfg.Conntrack.MaxEntries,
+	})
 	return nil
 }
 
