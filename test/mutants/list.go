@@ -27,7 +27,7 @@ type mutant struct {
 var items = []string{
 	"hairpin", "icmp", "tcp-state", "rooms", "pairs", "sweep", "generations", "refusals", "udp",
 	"access", "fragments", "parse", "selection", "reconcile", "config", "drain",
-	"schedulers", "affinity", "latency", "counts", "outlier", "tunnel", "uplink",
+	"schedulers", "affinity", "latency", "counts", "outlier", "tunnel", "uplink", "vlan",
 }
 
 // readLists reads every list of a directory, in the order of their names.
