@@ -230,6 +230,10 @@ func TestABackendIsNamedByItsVLAN(t *testing.T) {
 	if !slices.Equal(tags, []int{100, 100}) {
 		t.Errorf("draining are backends in VLANs %v", tags)
 	}
+	// Connections of the other one are not waited for.
+	v.mustTclb("conntrack", "flush") // what was asked of the first one
+	v.clients["container"].mustHear(t, v.clients["container"].mustDial(t, "tcp", front(vip(10), v4), 0))
+	v.mustTclb("backend", "drain", "web", fmt.Sprintf("%s.100/%s", trunkDevice, inVLAN(v4, 7)), "--wait=3s")
 }
 
 // A backend that changes its MAC address is found again; one that is away is passed over until it is back.
