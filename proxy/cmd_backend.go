@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -128,7 +129,7 @@ func (f *waitFlag) Type() string { return "duration" }
 func (a *app) waitDrained(ctx context.Context, service, word string, done api.Overridden, timeout time.Duration) error {
 	client := a.client()
 	return waitQuiet(ctx, timeout, func() (uint64, error) {
-		return connectionsLeft(ctx, client, service, done)
+		return connectionsLeft(ctx, client, service, word, done)
 	}, fmt.Sprintf("backend %s of service %s", word, service))
 }
 
@@ -163,16 +164,17 @@ func waitQuiet(ctx context.Context, timeout time.Duration, count func() (uint64,
 	}
 }
 
-// connectionsLeft counts the active connections of the backends. A backend that is not listed any
-// more has none.
-func connectionsLeft(ctx context.Context, client *api.Client, service string, done api.Overridden) (uint64, error) {
+// connectionsLeft counts the active connections of the backends, which the user called word. A backend that is not
+// listed any more has none; one of the same address on another node or VLAN is another one.
+func connectionsLeft(ctx context.Context, client *api.Client, service, word string, done api.Overridden) (uint64, error) {
 	rows, err := client.Backends(ctx, service)
 	if err != nil {
 		return 0, err
 	}
+	place, _, placed := strings.Cut(word, "/")
 	var left uint64
 	for _, b := range rows {
-		if slices.Contains(done.Addresses, b.Address) {
+		if slices.Contains(done.Addresses, b.Address) && (!placed || nodeOrVLAN(b) == place) {
 			left += b.ActiveConnections
 		}
 	}

@@ -123,7 +123,7 @@ func (a *app) waitServed(ctx context.Context, container string, served []serving
 	return waitQuiet(ctx, timeout, func() (uint64, error) {
 		var left uint64
 		for _, s := range served {
-			n, err := connectionsLeft(ctx, client, s.service, api.Overridden{Addresses: s.addresses})
+			n, err := connectionsLeft(ctx, client, s.service, "", api.Overridden{Addresses: s.addresses})
 			if err != nil {
 				return 0, err
 			}

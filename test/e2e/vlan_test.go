@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -158,10 +160,52 @@ func TestVLANsWithTheSameAddresses(t *testing.T) {
 		})
 		v.writeServices("web.yaml", service("web", vip(10)))
 		v.waitForBackends("web", 0)
+		v.nothingIsTagged(t)
 	}
 }
 
-// drained names one of two twins by its VLAN.
+// nothingIsTagged waits until programs know no VLAN and run on no trunk.
+func (n *node) nothingIsTagged(t *testing.T) {
+	t.Helper()
+	eventually(t, 5*time.Second, "nothing is left of VLANs", func() error {
+		d := n.maps()
+		vlans, err := d.VLANs()
+		sources, err2 := d.Sources()
+		neighbours, err3 := d.Neighbours()
+		left, err4 := filepath.Glob(filepath.Join(n.bpffs, layout, "links", "trunk-*"))
+		if len(vlans)+len(sources)+len(neighbours)+len(left) > 0 {
+			return fmt.Errorf("left: %v, %v, %v, %v", vlans, sources, neighbours, left)
+		}
+		return errors.Join(err, err2, err3, err4)
+	})
+}
+
+// A trunk may be an uplink as well: what has no tag is of clients outside.
+func TestATrunkMayBeAnUplink(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "uplinks: ["+trunkDevice+"]")
+	f := n.newFabric(t, append([]string{"203.0.113.226/30", "2001:db8:e::2/64"}, translated...)...)
+	f.configure("trunk", "203.0.113.225/30", "2001:db8:e::1/64")
+	backend := f.host(t, "tagged", 100, 7)
+	backend.serve(targetPort)
+	n.writeServices("all.yaml", "services:\n"+entry("web", vip(10), behind("100 7"))+entry("near", vip(11)))
+	n.start()
+	near := n.container(t, "near", n.bridged(conf{"services": []string{"near"}}))
+	near.serve(targetPort)
+	n.rowsInState(t, "web", "active", 4, 5*time.Second)
+	n.waitForBackends("near", 4)
+	f.ip("route add 192.0.2.0/24 via 203.0.113.226")
+	f.ip("-6 route add 2001:db8:ff::/64 via 2001:db8:e::2")
+	eachWay(t, func(t *testing.T, family int, proto string) {
+		for i, server := range map[int]string{10: backend.name, 11: near.name} {
+			if a := f.mustAsk(t, proto, front(vip(i), family)); a.Server != server {
+				t.Errorf("%s answers, want %s", a.Server, server)
+			}
+		}
+	})
+}
+
+// A command names one of two twins by its VLAN.
 func TestABackendIsNamedByItsVLAN(t *testing.T) {
 	t.Parallel()
 	v := newVLANNode(t, translated...)
@@ -186,6 +230,10 @@ func TestABackendIsNamedByItsVLAN(t *testing.T) {
 	if !slices.Equal(tags, []int{100, 100}) {
 		t.Errorf("draining are backends in VLANs %v", tags)
 	}
+	// Connections of the other one are not waited for.
+	v.mustTclb("conntrack", "flush") // what was asked of the first one
+	v.clients["container"].mustHear(t, v.clients["container"].mustDial(t, "tcp", front(vip(10), v4), 0))
+	v.mustTclb("backend", "drain", "web", fmt.Sprintf("%s.100/%s", trunkDevice, inVLAN(v4, 7)), "--wait=3s")
 }
 
 // A backend that changes its MAC address is found again; one that is away is passed over until it is back.

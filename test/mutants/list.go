@@ -27,7 +27,7 @@ type mutant struct {
 var items = []string{
 	"hairpin", "icmp", "tcp-state", "rooms", "pairs", "sweep", "generations", "refusals", "udp", "dsr",
 	"access", "fragments", "parse", "selection", "reconcile", "config", "drain",
-	"schedulers", "affinity", "latency", "counts", "outlier", "tunnel", "uplink", "modes",
+	"schedulers", "affinity", "latency", "counts", "outlier", "tunnel", "uplink", "modes", "vlan",
 }
 
 // readLists reads every list of a directory, in the order of their names.

@@ -154,8 +154,11 @@ func problems(st Status, endpoints []view.Endpoint) []string {
 	}
 	for _, u := range st.Unhealthy[:min(len(st.Unhealthy), maxNames)] {
 		what := "fails its health checks"
-		if u.Ejected {
+		switch {
+		case u.Ejected:
 			what = "is ejected"
+		case u.Away:
+			what = "cannot be reached"
 		}
 		add("service %s: backend %s %s since %s: %s", u.Service, nodeAddress(u.Node, u.Address), what, u.Since.UTC().Format(time.RFC3339), strings.TrimPrefix(u.Reason, "ejected: "))
 	}

@@ -176,7 +176,8 @@ type Unhealthy struct {
 	Address netip.Addr `json:"address"`
 	Node    string     `json:"node"` // or VLAN, as eth1.100
 	Ejected bool       `json:"ejected"`
-	Reason  string     `json:"reason"` // what the last failed probe met, or "ejected: " and what clients met
+	Away    bool       `json:"away,omitempty"` // it is not found in its VLAN
+	Reason  string     `json:"reason"`         // what the last failed probe met, or "ejected: " and what clients met
 	Since   time.Time  `json:"since"`
 }
 

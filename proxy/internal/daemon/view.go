@@ -237,7 +237,7 @@ func away(s *state.Snapshot) []view.Unhealthy {
 		for i := range svc.Backends {
 			if b := &svc.Backends[i]; b.Away != "" {
 				out = append(out, view.Unhealthy{
-					Service: svc.Spec.Name, Address: b.Address, Node: b.Place(), Reason: b.Away, Since: b.Since,
+					Service: svc.Spec.Name, Address: b.Address, Node: b.Place(), Away: true, Reason: b.Away, Since: b.Since,
 				})
 			}
 		}

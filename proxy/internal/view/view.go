@@ -163,6 +163,7 @@ type Unhealthy struct {
 	Address netip.Addr
 	Node    string // or VLAN, as eth1.100
 	Ejected bool
+	Away    bool   // it is not found in its VLAN
 	Reason  string // what the last failed probe met, or "ejected: " and what clients met
 	Since   time.Time
 }
