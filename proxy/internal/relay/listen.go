@@ -79,7 +79,7 @@ func bind(front lb.Frontend, kind int) (int, error) {
 	}
 	var err error
 	if at.family() == unix.AF_INET6 {
-		// A local route makes an address this node's in the eyes of IPv4 alone.
+		// A local route makes an address this node's in the eyes of IPv4 alone, so of IPv6 who calls has to know it.
 		err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1), unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1))
 	}
 	if err == nil && kind == unix.SOCK_STREAM {
