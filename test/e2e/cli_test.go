@@ -225,6 +225,12 @@ func testMetricsHaveEveryFamily(t *testing.T, mode string) {
 	server.serve(targetPort)
 	client := n.container(t, "client", n.bridged())
 	n.waitForBackends("web", 4)
+	eventually(t, felt, "both containers are known", func() error {
+		if rows, err := tryList[[]endpointRow](n, "endpoint", "list"); err != nil || len(rows) != 2 {
+			return fmt.Errorf("%+v, %v", rows, err)
+		}
+		return nil
+	})
 	client.spread(t, "tcp", front(vip(10), v4), 3)
 	families()
 	n.expectMetric(t, "tclb_services 1")
