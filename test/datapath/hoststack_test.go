@@ -51,3 +51,38 @@ func TestHostStackModeAndBackendsWithoutPrograms(t *testing.T) {
 		}
 	})
 }
+
+// Neither the node that chose nor the backend's sends direct answers by its stack.
+func TestHostStackModeAndDirectAnswers(t *testing.T) {
+	eachDSR(t, func(_ *testing.T, w *world, family int, proto lb.Protocol) {
+		w.settings(datapath.Settings{HostStack: true, AntiSpoof: true})
+		s := visit(family, proto, 40000)
+		w.says("the first packet", w.fromClient(s, 0), markTells, s.Dst)
+	})
+	eachHosted(t, func(_ *testing.T, w *world, h *hosted) {
+		w.settings(datapath.Settings{HostStack: true, AntiSpoof: true})
+		h.tell(h.sent)
+		if h.sent.Protocol == lb.TCP {
+			h.back("the handshake", answerTo(h.seen), true)
+			h.marked(h.follows(), markDSR)
+		}
+		h.back("the answer", h.answers(), true)
+	})
+}
+
+// There is no way by the host's stack into a VLAN, for clients outside neither.
+func TestHostStackModeAndClientsOutsideOfAVLAN(t *testing.T) {
+	eachAbroad(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
+		w.tagged(100, elsewhere(1), true)
+		w.settings(datapath.Settings{HostStack: true, AntiSpoof: true})
+		s := visit(family, proto, 40000)
+		x := w.carry(w.fromOutside(), s)
+		out := w.decode(x.seen)
+		if x.verdict != redirect || out.DstMAC.String() != w.abroad.trunk.mac.String() {
+			t.Fatalf("verdict %d for %v", x.verdict, out)
+		}
+		if verdict, back := w.send(withTag(dot1q, 100), w.abroad.trunk, answerTo(out)); verdict != redirect || back.Src != s.Dst || back.Dst != s.Src {
+			t.Errorf("verdict %d for %v", verdict, back)
+		}
+	})
+}

@@ -76,6 +76,22 @@ func TestClientsFindThePathsMTU(t *testing.T) {
 	}
 }
 
+// In userspace mode the path is two, of a connection each, and each is the kernel's to find.
+func TestUserspaceConnectionsFindTheirPathsMTU(t *testing.T) {
+	t.Parallel()
+	const size = 16 << 20
+	n := newNode(t, inUserspace)
+	_, host := n.behindRouter(t, 1280)
+	host.handle(targetPort, bulk(size))
+	n.writeServices("far.yaml", "services:\n"+entry("stream", vip(10), backends(far[:]...)))
+	n.start()
+	client := n.container(t, "client", n.bridged())
+	n.waitForBackends("stream", 4)
+	for family := range families {
+		client.bothWays(t, front(vip(10), family), size)
+	}
+}
+
 // expectMTU sends datagrams that must not be fragmented until the sender is told the path's MTU. What
 // fits then must be answered.
 func (p *place) expectMTU(t *testing.T, to netip.AddrPort, mtu int) {
