@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// The lines of tclb.yaml for who carries packets: programs in the kernel, or the proxy itself.
+// The lines of tclb.yaml for who carries packets: programs in the kernel, these and the host's stack, or the proxy itself.
 const (
+	byTheStack  = "datapath: {mode: ebpf, hostStack: true, " + smallMaps + "}"
 	inKernel    = "datapath: {mode: ebpf, " + smallMaps + "}"
 	inUserspace = "datapath: {mode: userspace, " + smallMaps + "}"
 )
@@ -15,7 +16,7 @@ const (
 // eachMode runs a test that must hold whoever carries packets. f gets the line for tclb.yaml.
 func eachMode(t *testing.T, f func(t *testing.T, mode string)) {
 	t.Parallel()
-	for name, mode := range map[string]string{"ebpf": inKernel, "userspace": inUserspace} {
+	for name, mode := range map[string]string{"ebpf": inKernel, "host stack": byTheStack, "userspace": inUserspace} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f(t, mode)
