@@ -70,27 +70,12 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	return 0;
 }
 
-/* as_its_client makes of a removed backend's answer the segment that its client would send next. */
-static __noinline void as_its_client(struct packet *p, const struct ct_hit *hit)
-{
-	p->tuple = hit->pair->half[DIR_ORIGINAL].tuple;
-	p->ack = p->seq;
-	p->tcp_flags = (p->tcp_flags & TCP_RST) | TCP_ACK;
-}
-
-/* What a removed backend still answers becomes a reset for its client, who would wait otherwise: at
- * the sequence number that it expects.
- */
+/* reset_client sends what a removed backend still answers to its client, as a reset. */
 static __always_inline int reset_client(struct __sk_buff *skb, struct packet *p, struct ct_hit *hit)
 {
 	const struct ct_half *back = &hit->pair->half[DIR_REPLY];
-	int err;
+	int err = refuse_client(skb, p, hit);
 
-	as_its_client(p, hit);
-	err = reject_answer(skb, p);
-	if (!err && back->deliver != DELIVER_STACK &&
-	    bpf_skb_store_bytes(skb, 0, back->mac, MAC_LEN, 0))
-		err = -DROP_REWRITE;
 	return err ? verdict_unanswered(err)
 		   : deliver_from_ingress(skb, p, back->deliver, back->ifindex);
 }
@@ -110,7 +95,7 @@ static __always_inline int answer_sender(struct __sk_buff *skb)
 static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, struct ct_hit *hit,
 				  int error)
 {
-	if (hit->dir == DIR_REPLY && error == -DROP_BACKEND_GONE && p->tuple.proto == PROTO_TCP) {
+	if (hit->dir == DIR_REPLY && refuse_resets(p, error)) {
 		verdict_count(error);
 		return reset_client(skb, p, hit);
 	}

@@ -8,6 +8,7 @@
 #include "lib/flow.h"
 #include "lib/neighbour.h"
 #include "lib/other.h"
+#include "lib/refuse.h"
 #include "lib/release.h"
 
 /* leave sends a translated packet on without its tag, a first fragment with those that waited for it. */
@@ -43,6 +44,23 @@ static __noinline int other(struct __sk_buff *skb, const struct packet *p, int p
 	if (!found && bpf_skb_vlan_pop(skb))
 		found = -DROP_REWRITE;
 	return found ? verdict_drop(found) : deliver_from_ingress(skb, p, to.deliver, to.ifindex);
+}
+
+/* refuse counts a refusal. What a removed backend still answers becomes a reset for its client. */
+static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, const struct ct_hit *hit,
+				  int error)
+{
+	const struct ct_half *back = &hit->pair->half[DIR_REPLY];
+	int err;
+
+	verdict_count(error);
+	if (!refuse_resets(p, error))
+		return VERDICT_DROP;
+	err = refuse_client(skb, p, hit);
+	if (!err && bpf_skb_vlan_pop(skb))
+		err = -DROP_REWRITE;
+	return err ? verdict_unanswered(err)
+		   : deliver_from_ingress(skb, p, back->deliver, back->ifindex);
 }
 
 /* pass lets go on what is not ours; the fragments behind it need not wait. */
@@ -81,7 +99,7 @@ int from_trunk(struct __sk_buff *skb)
 		int flow = flow_packet(&p, hit.index << 1 | hit.dir, hit.life);
 
 		if (flow <= 0)
-			return flow < 0 ? verdict_drop(flow) : verdict_next();
+			return flow < 0 ? refuse(skb, &p, &hit, flow) : verdict_next();
 	}
 	ct_touch(skb, &hit.pair->half[hit.dir & 1], &p);
 	err = nat_target(&hit, &to);

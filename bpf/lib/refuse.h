@@ -36,6 +36,37 @@ __noinline int refuse_answer(struct __sk_buff *skb, const struct packet *p, __u3
 	return answer ? REFUSE_SILENT : REFUSE_TOLD;
 }
 
+/* refuse_resets says whether a backend's packet that is refused becomes a reset for its client. */
+static __always_inline bool refuse_resets(const struct packet *p, int error)
+{
+	return error == -DROP_BACKEND_GONE && p->tuple.proto == PROTO_TCP;
+}
+
+/* refuse_as_client makes of a removed backend's answer the segment that its client would send next. */
+static __always_inline void refuse_as_client(struct packet *p, const struct ct_hit *hit)
+{
+	p->tuple = hit->pair->half[DIR_ORIGINAL].tuple;
+	p->ack = p->seq;
+	p->tcp_flags = (p->tcp_flags & TCP_RST) | TCP_ACK;
+}
+
+/* refuse_client makes what a removed backend still answers a reset for its client, who would wait otherwise: at
+ * the sequence number that it expects. Returns as reject_answer does.
+ */
+static __always_inline int refuse_client(struct __sk_buff *skb, struct packet *p,
+					 const struct ct_hit *hit)
+{
+	const struct ct_half *back = &hit->pair->half[DIR_REPLY];
+	int err;
+
+	refuse_as_client(p, hit);
+	err = reject_answer(skb, p);
+	if (!err && back->deliver != DELIVER_STACK &&
+	    bpf_skb_store_bytes(skb, 0, back->mac, MAC_LEN, 0))
+		err = -DROP_REWRITE;
+	return err;
+}
+
 /* refuse_hit is refuse_answer for a packet of a flow, or one that was looked up in vain. */
 static __always_inline int refuse_hit(struct __sk_buff *skb, const struct packet *p,
 				      const struct ct_hit *hit, int error)

@@ -226,14 +226,25 @@ func TestWhatFitsIntoAVLAN(t *testing.T) {
 	})
 }
 
-// What a backend still says when it was removed ends.
+// What a removed backend still answers becomes a reset for its client, who would wait otherwise.
 func TestARemovedBackendInAVLAN(t *testing.T) {
 	eachAbroad(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
 		w.tagged(100, elsewhere(1), true)
 		s := ask(netip.AddrPortFrom(w.client.addr[family], 40000), netip.AddrPortFrom(vips[family], servicePort), proto)
 		_, out := w.fromContainer(w.client, s)
 		w.change(elsewhere(1), func(b *datapath.Backend) { b.Live = false })
-		w.dropped(w.fromVLAN(100), answerTo(out), "backend-gone")
+		if proto == lb.UDP {
+			w.dropped(w.fromVLAN(100), answerTo(out), "backend-gone")
+			return
+		}
+		before := w.drops("backend-gone")
+		verdict, got := w.send(withTag(dot1q, 100), w.abroad.trunk, answerTo(out))
+		if verdict != redirect || got.Src != s.Dst || got.Dst != s.Src || got.Flags != packet.RST || got.Seq != backendISN || got.DstMAC.String() != w.client.mac.String() {
+			t.Errorf("verdict %d for %v", verdict, got)
+		}
+		if n := w.drops("backend-gone") - before; n != 1 {
+			t.Errorf("counted %d times", n)
+		}
 	})
 }
 
