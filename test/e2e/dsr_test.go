@@ -20,6 +20,7 @@ func newDirectPair(t *testing.T, more ...string) (p pairOfNodes, client *place) 
 	c := newCluster(t, 2, v4, distinctSubnets, "uplinks: ["+underlayDevice+"]")
 	p = pairOfNodes{cluster: c, a: c.nodes[0], b: c.nodes[1]}
 	c.start()
+	c.waitForUplinks(t)
 	p.server = p.b.container(t, "server", p.b.bridged())
 	p.server.serve(targetPort)
 	p.a.writeServices("web.yaml", service("web", vip(10), append(more, "dsr: true", remote(p.b, p.server.addr[:]...))...))
@@ -28,6 +29,21 @@ func newDirectPair(t *testing.T, more ...string) (p pairOfNodes, client *place) 
 	routeVIPs(client, p.a, 0)
 	p.watchTunnel("RETURN")
 	return p, client
+}
+
+// waitForUplinks waits until the nodes answer what comes in by the underlay.
+func (c *cluster) waitForUplinks(t *testing.T) {
+	t.Helper()
+	for _, n := range c.nodes {
+		maps := n.maps()
+		eventually(t, 5*time.Second, n.name+" has its uplink", func() error {
+			up, err := maps.Uplinks()
+			if got := n.programs(t, underlayDevice); err == nil && (len(up) != 1 || got != 2) {
+				err = fmt.Errorf("uplinks %v, %d programs", up, got)
+			}
+			return err
+		})
+	}
 }
 
 // watchTunnel counts what comes to the first node by the second one's tunnel, or drops it all.
@@ -317,6 +333,7 @@ func TestDirectFlowGoesOnByAnotherNode(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3, v4, distinctSubnets, "uplinks: ["+underlayDevice+"]")
 	c.start()
+	c.waitForUplinks(t)
 	b := c.nodes[1]
 	server := b.container(t, "server", b.bridged())
 	server.serve(targetPort)

@@ -52,6 +52,7 @@ func TestPlainPeersAreNotTold(t *testing.T) {
 	peer, tunnel := c.plainPeer(t, a, index, mac)
 	a.configureProxy("uplinks: ["+underlayDevice+"]", fmt.Sprintf("nodes: [{name: plain, address: %s, subnets: [%s/32], mac: %q}]", underlayAddress(v4, index), tunnel[v4], mac))
 	a.start()
+	c.waitForUplinks(t)
 	client := c.newClientOutside(t)
 	routeVIPs(client, a, 0)
 	for family, host := range [2]string{"/32", "/128"} { // it answers by the tunnel
