@@ -30,8 +30,7 @@ func newTree(root string) (*tree, error) {
 		return nil, fmt.Errorf("copy the tree: %w", err)
 	}
 	t := &tree{dir: filepath.Join(top, "src"), tmp: filepath.Join(top, "t")}
-	// Some tests run programs as another user.
-	if err := errors.Join(os.Chmod(top, 0o711), os.Mkdir(t.tmp, 0o755), copyTree(root, t.dir)); err != nil {
+	if err := errors.Join(os.Mkdir(t.tmp, 0o755), copyTree(root, t.dir)); err != nil {
 		return nil, errors.Join(fmt.Errorf("copy the tree: %w", err), t.remove())
 	}
 	return t, nil
