@@ -13,7 +13,7 @@ const (
 	// What a splice takes at least, where readers are slow; pipeSize is the most.
 	leastSplice = 64 << 10
 	// What one direction may carry before the worker looks after the others.
-	turnBytes = 4 << 20
+	turnBytes = 1 << 20
 )
 
 // half is one direction of a connection: what it reads from one socket it writes to the other.

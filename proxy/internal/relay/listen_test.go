@@ -109,7 +109,7 @@ func TestWhatCannotBeBoundIsExplainedAndTriedAgain(t *testing.T) {
 }
 
 func TestShutdownLetsConnectionsEnd(t *testing.T) {
-	c := connectThrough(t, Options{})
+	c := connectThrough(t, Options{Threads: 1})
 	c.s.mu.Lock()
 	c.s.refuse = true // a probe that comes too early leaves no connection
 	c.s.mu.Unlock()
@@ -141,7 +141,20 @@ func TestShutdownLetsConnectionsEnd(t *testing.T) {
 	if failed := c.r.Sync([]lb.Frontend{c.front}); !errors.Is(failed[c.front], errClosed) {
 		t.Errorf("sync after shutdown: %v", failed)
 	}
-	c.flow.gone() // whoever calls it late meets nobody
+	// Whoever calls it late meets nobody, nor whoever has the worker's descriptors now.
+	w := c.r.workers[0]
+	for number := -1; number < w.wake; {
+		fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		number = fd
+	}
+	c.flow.gone()
+	if _, err := unix.Read(w.wake, make([]byte, 8)); errors.Is(err, unix.EBADF) || err == nil {
+		t.Errorf("a stopped worker's descriptor, now another's: read %v", err)
+	}
 }
 
 func TestShutdownCutsWhatDoesNotEnd(t *testing.T) {

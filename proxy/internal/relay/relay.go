@@ -82,8 +82,8 @@ type Options struct {
 	MaxSessions    int           // UDP sessions; 0: defaultMaxSessions
 }
 
-// The kernel repeats a SYN after 1 s: a backend has two of them to answer.
-const defaultConnectTimeout = 2500 * time.Millisecond
+// The kernel repeats a SYN after 1 s and after 3 s: a backend has three of them to answer.
+const defaultConnectTimeout = 3500 * time.Millisecond
 
 // A session costs a descriptor and about 5 KB in the kernel.
 const defaultMaxSessions = 65536

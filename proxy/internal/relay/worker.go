@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,11 +82,10 @@ func newWorker(r *Relay) *worker {
 // post has the worker run something soon. Anybody may call it.
 func (w *worker) post(run func()) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.inbox = append(w.inbox, run)
-	signal := !w.signaled
-	w.signaled = true
-	w.mu.Unlock()
-	if signal {
+	if !w.signaled {
+		w.signaled = true
 		_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	}
 }
@@ -115,8 +115,9 @@ func (u wakeUp) ready(side, uint32) {
 func (wakeUp) sweep() {}
 func (wakeUp) stop()  {}
 
-// run is the worker's goroutine. Nothing else is scheduled within it, so it stays on its thread.
+// run is the thread.
 func (w *worker) run() {
+	runtime.LockOSThread()
 	defer w.r.stopped.Done()
 	events := make([]unix.EpollEvent, eventsAtOnce)
 	for !w.stopping {
