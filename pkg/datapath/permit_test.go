@@ -20,8 +20,8 @@ func TestNotPermittedIsAboutPermissionAlone(t *testing.T) {
 		{fmt.Errorf("create map: %w", unix.EACCES), true},
 		{&os.PathError{Op: "mkdir", Path: "/sys/fs/bpf/tclb", Err: unix.EACCES}, true},
 		{fmt.Errorf("mount bpffs: %w", unix.EPERM), true},
-		{fmt.Errorf("load program: %w", refused), false}, // the verifier's word for a program that it does not trust
-		{fmt.Errorf("load program: %w", &ebpf.VerifierError{Cause: unix.EPERM}), true},
+		{fmt.Errorf("make a program: %w", refused), false}, // the verifier's word for a program that it does not trust
+		{fmt.Errorf("make a program: %w", &ebpf.VerifierError{Cause: unix.EPERM}), true},
 		{fmt.Errorf("create map: %w", unix.ENOMEM), false},
 		{fmt.Errorf("create map: %w", unix.EINVAL), false},
 		{fmt.Errorf("load: %w", ebpf.ErrNotSupported), false},

@@ -226,10 +226,11 @@ func testMetricsHaveEveryFamily(t *testing.T, mode string) {
 	client := n.container(t, "client", n.bridged())
 	n.waitForBackends("web", 4)
 	eventually(t, felt, "both containers are known", func() error {
-		if rows, err := tryList[[]endpointRow](n, "endpoint", "list"); err != nil || len(rows) != 2 {
-			return fmt.Errorf("%+v, %v", rows, err)
+		rows, err := tryList[[]endpointRow](n, "endpoint", "list")
+		if err == nil && len(rows) != 2 {
+			err = fmt.Errorf("%+v", rows)
 		}
-		return nil
+		return err
 	})
 	client.spread(t, "tcp", front(vip(10), v4), 3)
 	families()

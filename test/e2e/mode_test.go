@@ -36,13 +36,7 @@ func TestUserspaceRefusesToRunBesideADatapath(t *testing.T) {
 	n.waitForBackends("web", 4)
 	n.stop()
 	n.configureProxy(inUserspace)
-	if err := n.launch(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-n.exited; err == nil {
-		t.Fatal("it runs")
-	}
-	n.proxy = nil
+	n.expectNoStart()
 	if line := lastLine(n.log()); !strings.Contains(line, "run tclb uninstall first") {
 		t.Errorf("it says %s", line)
 	}
@@ -105,13 +99,7 @@ func TestUserspaceModeSaysWhatItCannotDo(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, inUserspace, "uplinks: [up0]")
 	n.errorsAreOK = true
-	if err := n.launch(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-n.exited; err == nil {
-		t.Fatal("it runs")
-	}
-	n.proxy = nil
+	n.expectNoStart()
 	if want := n.cfg + ":4:10: uplinks: uplinks is for programs in the kernel"; !strings.Contains(n.log(), want) {
 		t.Errorf("%q is not in\n%s", want, n.log())
 	}

@@ -117,6 +117,22 @@ func (n *node) start() {
 	n.ready()
 }
 
+// expectNoStart runs a proxy that must end by itself, with an error.
+func (n *node) expectNoStart() {
+	n.t.Helper()
+	if err := n.launch(); err != nil {
+		n.t.Fatalf("start proxy: %v", err)
+	}
+	select {
+	case err := <-n.exited:
+		if n.proxy = nil; err == nil {
+			n.t.Fatal("the proxy ends without an error")
+		}
+	case <-time.After(startTime):
+		n.t.Fatal("the proxy runs")
+	}
+}
+
 // launch runs a proxy.
 func (n *node) launch() error {
 	log, err := os.OpenFile(n.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)

@@ -157,6 +157,20 @@ func TestMemberJoinsWhenTheServiceAppears(t *testing.T) {
 	}
 }
 
+// A container that joined in userspace mode has no programs that would take its answers back to the VIP.
+func TestContainerWithoutProgramsIsReachedThroughTheStack(t *testing.T) {
+	for attach, local := range map[string]bool{"tcx": true, registry.AttachNone: false} {
+		e := endpoint("a", 1, "10.88.0.5")
+		e.Services, e.Attach, e.HostIfindex = []string{"web"}, attach, 7
+		s := newStore(t, e)
+		s.SetServices([]Definition{service("web", "10.96.0.1")})
+		b := s.Snapshot().Service("web").Backends
+		if len(b) != 1 || b[0].Local() != local || b[0].Endpoint != e.ID || !b[0].Serves() {
+			t.Errorf("attached by %s: %+v", attach, b)
+		}
+	}
+}
+
 func TestNewestOwnsAnAddress(t *testing.T) {
 	before, after := endpoint("old", 3, "10.88.0.5"), endpoint("new", 4, "10.88.0.5")
 	before.Services, after.Services = []string{"web"}, []string{"web"}
