@@ -14,15 +14,22 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/packet"
 )
 
-// FuzzPacketsAbroad is FuzzPackets with other nodes and clients outside: the third service's backend is on node 1. Its
-// oracle knows less: it judges what is translated, by the pair that the frame belongs to, and that nothing is lost uncounted.
+// FuzzPacketsAbroad is FuzzPackets with other nodes, VLANs and clients outside: the third service's backends are on node 1, which
+// may answer clients outside by itself, and in VLAN 100. Its oracle knows less: it judges what is translated, by the pair that the
+// frame belongs to, and that nothing is lost uncounted.
 func FuzzPacketsAbroad(f *testing.F) {
 	l := newLab(f)
 	l.goAbroad()
-	l.service(3, vips3, []container{elsewhere(1)})
+	l.vlan(100, elsewhere(2))
+	l.sourcesIn(100, true)
+	l.service(3, vips3, []container{elsewhere(1), elsewhere(2)})
+	l.letDSR(true)
 	for id, b := range l.backends {
-		if b.Service == 3 {
+		switch {
+		case b.Service == 3 && isAt(netip.AddrFrom16(b.Addr).Unmap(), elsewhere(1)):
 			l.backends[id].Zone = 1
+		case b.Service == 3:
+			l.backends[id].Zone = zoneOf(100)
 		}
 	}
 	l.made = slices.Clone(l.backends)
@@ -30,7 +37,7 @@ func FuzzPacketsAbroad(f *testing.F) {
 	l.check(err)
 	var direct []lb.Frontend // their own addresses are no business of this node
 	for front := range fronts {
-		if front.VIP == elsewhere(1).addr[0] || front.VIP == elsewhere(1).addr[1] {
+		if isAt(front.VIP, elsewhere(1)) || isAt(front.VIP, elsewhere(2)) {
 			direct = append(direct, front)
 		}
 	}
@@ -38,6 +45,9 @@ func FuzzPacketsAbroad(f *testing.F) {
 	l.far = true
 	for _, node := range []uint16{1, 2, 9} {
 		l.program(comesFrom(node)) // to be kept for all inputs
+	}
+	for _, id := range []uint16{100, 101} {
+		l.program(withTag(dot1q, id))
 	}
 	l.up()
 	for _, input := range []string{
@@ -64,10 +74,37 @@ func (s *script) legAbroad(from netip.Addr) (leg, bool) {
 		return leg{}, false
 	case slices.Contains(beyond[:], from):
 		return s.fromOutside(), true
-	case from == elsewhere(1).addr[0] || from == elsewhere(1).addr[1]:
+	case isAt(from, elsewhere(1)):
 		return s.fromNode(1), true
+	case isAt(from, elsewhere(2)):
+		return s.fromVLAN(100), true
 	}
 	return leg{}, false
+}
+
+func isAt(a netip.Addr, c container) bool { return slices.Contains(c.addr[:], a) }
+
+// mark makes some of the frames of other nodes say what nodes say to each other about direct answers.
+func (s *script) mark(l leg, frame []byte) []byte {
+	if !strings.HasPrefix(l.program, datapath.FromOverlay) || len(frame) < etherLen+40 {
+		return frame
+	}
+	switch b := s.next(); b & 7 {
+	case 1, 3:
+		copy(frame, markMAC(b&3))
+	case 2:
+		return told(frame[:len(frame)-len(behind(frame))], netip.AddrPortFrom(vips3[b>>3&1], servicePort))
+	}
+	return frame
+}
+
+// zone is where the frame comes from.
+func (e *event) zone() uint16 {
+	if e.program == withTag(dot1q, 100) {
+		return zoneOf(100)
+	}
+	node, _ := e.byTunnel()
+	return node
 }
 
 // byTunnel says whether the frame came from another node, and which.
@@ -96,7 +133,7 @@ func (o *oracle) judgeAbroad(e *event) error {
 		return fmt.Errorf("verdict %d", e.verdict)
 	case len(counted) > 1:
 		return fmt.Errorf("one packet counted as %v", counted)
-	case e.verdict == drop && len(counted) == 0 && !held && e.program != datapath.FromHost:
+	case e.verdict == drop && len(counted) == 0 && !held && e.program != datapath.FromHost && !(tunnelled && bytes.Equal(e.in[:6], markCopy)):
 		return fmt.Errorf("dropped uncounted")
 	case e.verdict == next && (tunnelled || e.program == datapath.FromHost):
 		return fmt.Errorf("let on to the stack")
@@ -116,13 +153,13 @@ func (o *oracle) judgeAbroad(e *event) error {
 	if len(counted) > 0 || e.v.kind != kindStream {
 		return nil // an answer, or what FuzzPackets judges
 	}
-	return o.judgeStreamAbroad(e, node)
+	return o.judgeStreamAbroad(e)
 }
 
 // judgeStreamAbroad: a packet with ports is of no flow and untouched, or becomes what its pair says.
-func (o *oracle) judgeStreamAbroad(e *event, node uint16) error {
+func (o *oracle) judgeStreamAbroad(e *event) error {
 	tuple := e.v.tuple()
-	tuple.Zone = node
+	tuple.Zone = e.zone()
 	p, _, dir := e.after.half(tuple)
 	if p == nil {
 		if _, tunnelled := e.byTunnel(); tunnelled {
@@ -140,7 +177,7 @@ func (o *oracle) judgeStreamAbroad(e *event, node uint16) error {
 	if e.program == datapath.ToUplink {
 		t.deliver, t.mac = toStack, nil
 	}
-	if p.Flags&uint32(bpf.MapsCtPairFlagPAIR_RETURN) == 0 && t.deliver != toTunnel && e.v.flags&synFlag == 0 {
+	if p.Flags&uint32(bpf.MapsCtPairFlagPAIR_RETURN) == 0 && t.deliver != toTunnel && t.deliver != toVLAN && e.v.flags&synFlag == 0 {
 		return translated(e.in, e.out, &e.v, t)
 	}
 	got, err := packet.Parse(e.out)

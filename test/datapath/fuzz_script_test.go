@@ -99,19 +99,20 @@ func (s *script) decode() {
 
 func (s *script) leg() leg {
 	if s.far && s.next()&1 != 0 {
-		return pick(s, s.fromOutside(), s.fromNode(1), s.fromNode(2), s.fromNode(9), leg{datapath.ToUplink, s.abroad.uplink})
+		return pick(s, s.fromOutside(), s.fromNode(1), s.fromNode(2), s.fromNode(9), s.fromVLAN(100), s.fromVLAN(101), leg{datapath.ToUplink, s.abroad.uplink})
 	}
 	return leg{pick(s, datapath.FromContainer, datapath.ToContainer, datapath.FromHost), pick(s, s.client, s.containers[0], s.containers[1], s.host)}
 }
 
 func (s *script) build(l leg, spec packet.Spec) parcel {
 	spec.SrcMAC, spec.DstMAC = l.on.mac, nil
-	if l.program == datapath.FromUplink {
-		spec.DstMAC = s.abroad.mac // what is for others is not looked at
-	}
+	s.toDevice(&spec, l.program)
 	frame, err := spec.Build()
 	if err != nil {
 		frame = nil // two families; sent as an empty frame
+	}
+	if s.far {
+		frame = s.mark(l, frame)
 	}
 	return parcel{l, frame}
 }
@@ -148,7 +149,7 @@ func (s *script) fresh() (leg, packet.Spec) {
 
 func (s *script) source(family int) netip.Addr {
 	if s.far && s.next()&1 != 0 {
-		return pick(s, beyond[family], elsewhere(1).addr[family])
+		return pick(s, beyond[family], elsewhere(1).addr[family], elsewhere(2).addr[family])
 	}
 	a := pick(s, s.client.addr[family], s.client.addr[family], outside().addr[family], s.containers[0].addr[family], s.containers[1].addr[family],
 		s.host.addr[family], netip.AddrFrom16(s.client.addr[0].As16()), netip.AddrFrom4([4]byte{}), netip.IPv6Unspecified(), vips[family])
