@@ -69,6 +69,19 @@ func expectRefused(t *testing.T, f lb.Frontend) {
 	}
 }
 
+// An IPv6 address that is routed here and on no device cannot be told from one that is nobody's: who says that they are
+// routed may listen on it.
+func TestRoutedAddressOfIPv6CanBeBound(t *testing.T) {
+	front := lb.Frontend{VIP: netip.MustParseAddr("2001:db8::7"), Port: 4080, Protocol: lb.TCP}
+	for routed, fails := range map[bool]int{false: 1, true: 0} {
+		r := newRelay(t, Options{Balancer: &static{}, Routed: routed})
+		if failed := r.Sync([]lb.Frontend{front}); len(failed) != fails {
+			t.Errorf("routed %v: %v", routed, failed)
+		}
+		r.Sync(nil)
+	}
+}
+
 func TestWhatCannotBeBoundIsExplainedAndTriedAgain(t *testing.T) {
 	owner := listenTCP(t, "127.0.0.1")
 	udpOwner, err := net.ListenPacket("udp", "127.0.0.1:0")
