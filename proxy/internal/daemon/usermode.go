@@ -88,7 +88,7 @@ func (p *userMode) prepare(cfg *config.Config) error {
 	}
 	p.peers.local.Store(&local)
 	p.relay = relay.New(relay.Options{
-		Balancer: balancer{p.maps}, Log: p.Log, ConnectTimeout: connectTimeout, MaxSessions: cfg.Conntrack.MaxEntries,
+		Balancer: balancer{p.maps}, Log: p.Log, ConnectTimeout: connectTimeout, MaxSessions: cfg.Conntrack.MaxEntries, Routed: true,
 	})
 	return nil
 }

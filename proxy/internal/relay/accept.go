@@ -30,7 +30,7 @@ type acceptor struct {
 }
 
 func (r *Relay) listenTCP(front lb.Frontend) (listener, error) {
-	fd, err := bind(front, unix.SOCK_STREAM)
+	fd, err := r.bind(front, unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func (r *Relay) listen(front lb.Frontend) (listener, error) {
 }
 
 // bind returns a socket at the frontend's address.
-func bind(front lb.Frontend, kind int) (int, error) {
+func (r *Relay) bind(front lb.Frontend, kind int) (int, error) {
 	at := encode(netip.AddrPortFrom(front.VIP, front.Port))
 	fd, errno := newSocket(at.family(), kind)
 	if errno != 0 {
@@ -79,8 +79,10 @@ func bind(front lb.Frontend, kind int) (int, error) {
 	}
 	var err error
 	if at.family() == unix.AF_INET6 {
-		// A local route makes an address this node's in the eyes of IPv4 alone, so of IPv6 who calls has to know it.
-		err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1), unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1))
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+		if err == nil && r.routed {
+			err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
+		}
 	}
 	if err == nil && kind == unix.SOCK_STREAM {
 		// Connections of an earlier listener may still be there. It allows no second listener.

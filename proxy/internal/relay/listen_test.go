@@ -69,6 +69,19 @@ func expectRefused(t *testing.T, f lb.Frontend) {
 	}
 }
 
+// An IPv6 address that is routed here and on no device cannot be told from one that is nobody's: who says that they are
+// routed may listen on it.
+func TestRoutedAddressOfIPv6CanBeBound(t *testing.T) {
+	front := lb.Frontend{VIP: netip.MustParseAddr("2001:db8::7"), Port: 4080, Protocol: lb.TCP}
+	for routed, fails := range map[bool]int{false: 1, true: 0} {
+		r := newRelay(t, Options{Balancer: &static{}, Routed: routed})
+		if failed := r.Sync([]lb.Frontend{front}); len(failed) != fails {
+			t.Errorf("routed %v: %v", routed, failed)
+		}
+		r.Sync(nil)
+	}
+}
+
 func TestWhatCannotBeBoundIsExplainedAndTriedAgain(t *testing.T) {
 	owner := listenTCP(t, "127.0.0.1")
 	udpOwner, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -78,27 +91,29 @@ func TestWhatCannotBeBoundIsExplainedAndTriedAgain(t *testing.T) {
 	taken := lb.Frontend{VIP: netip.MustParseAddr("127.0.0.1"), Port: addrPort(owner.Addr()).Port(), Protocol: lb.TCP}
 	takenUDP := lb.Frontend{VIP: taken.VIP, Port: addrPort(udpOwner.LocalAddr()).Port(), Protocol: lb.UDP}
 	elsewhere := lb.Frontend{VIP: netip.MustParseAddr("198.51.100.7"), Port: 80, Protocol: lb.TCP}
+	elsewhere6 := lb.Frontend{VIP: netip.MustParseAddr("2001:db8::7"), Port: 80, Protocol: lb.UDP}
 	sctp := lb.Frontend{VIP: taken.VIP, Port: 80, Protocol: 132}
 	fine := lb.Frontend{VIP: taken.VIP, Port: freePort(t, "127.0.0.1"), Protocol: lb.TCP}
 	r := newRelay(t, Options{Balancer: &static{}})
-	all := []lb.Frontend{taken, takenUDP, elsewhere, sctp, fine}
+	all := []lb.Frontend{taken, takenUDP, elsewhere, elsewhere6, sctp, fine}
 	failed := r.Sync(all)
 	for front, says := range map[lb.Frontend]string{
-		taken:     "ss -lnpt 'sport = ",
-		takenUDP:  "ss -lnpu 'sport = ",
-		elsewhere: "ip address add 198.51.100.7/32 dev lo",
-		sctp:      "only tcp and udp",
+		taken:      "ss -lnpt 'sport = ",
+		takenUDP:   "ss -lnpu 'sport = ",
+		elsewhere:  "ip address add 198.51.100.7/32 dev lo",
+		elsewhere6: "ip address add 2001:db8::7/128 dev lo",
+		sctp:       "only tcp and udp",
 	} {
 		if err := failed[front]; err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, want advice with %q", front, err, says)
 		}
 	}
-	if len(failed) != 4 {
+	if len(failed) != 5 {
 		t.Errorf("failed: %v", failed)
 	}
 	owner.Close()
 	udpOwner.Close()
-	if failed = r.Sync(all); len(failed) != 2 || failed[taken] != nil || failed[takenUDP] != nil {
+	if failed = r.Sync(all); len(failed) != 3 || failed[taken] != nil || failed[takenUDP] != nil {
 		t.Errorf("failed: %v, want those that are elsewhere", failed)
 	}
 	if err := bindError(lb.Frontend{VIP: taken.VIP, Port: 80, Protocol: lb.TCP}, unix.EACCES); !strings.Contains(err.Error(), "CAP_NET_BIND_SERVICE") {

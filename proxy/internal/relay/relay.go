@@ -80,6 +80,10 @@ type Options struct {
 	Threads        int           // 0: one for each processor that Go uses
 	ConnectTimeout time.Duration // until another backend is tried; 0: defaultConnectTimeout
 	MaxSessions    int           // UDP sessions; 0: defaultMaxSessions
+
+	// Routed says that addresses may be this node's by a local route, which lets IPv4 bind them and IPv6 not. Whoever
+	// sets it sees to it that they are: an IPv6 address that is nobody's can be bound then.
+	Routed bool
 }
 
 // The kernel repeats a SYN after 1 s and after 3 s: a backend has three of them to answer.
@@ -94,6 +98,7 @@ type Relay struct {
 	log            *slog.Logger
 	connectTimeout time.Duration
 	maxSessions    int64
+	routed         bool
 	start          time.Time
 	skew           atomic.Int64 // tests move the clock by it
 	descriptors    descriptors
@@ -126,7 +131,7 @@ const complaintInterval = 10 * time.Second
 // New returns a relay without listeners. Its threads run until Shutdown.
 func New(o Options) *Relay {
 	r := &Relay{
-		balancer: o.Balancer, log: o.Log, connectTimeout: o.ConnectTimeout, maxSessions: int64(o.MaxSessions),
+		balancer: o.Balancer, log: o.Log, connectTimeout: o.ConnectTimeout, maxSessions: int64(o.MaxSessions), routed: o.Routed,
 		start: time.Now(), drained: make(chan struct{}, 1), listeners: map[lb.Frontend]listener{},
 	}
 	if r.log == nil {

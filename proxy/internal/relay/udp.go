@@ -109,7 +109,7 @@ func (r *Relay) listenUDP(front lb.Frontend) (listener, error) {
 	if l := r.lingering(front); l != nil {
 		return l, nil
 	}
-	fd, err := bind(front, unix.SOCK_DGRAM)
+	fd, err := r.bind(front, unix.SOCK_DGRAM)
 	if err != nil {
 		return nil, err
 	}
