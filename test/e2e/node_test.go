@@ -222,7 +222,7 @@ func (n *node) kill() { _ = n.signal(syscall.SIGKILL) }
 func (n *node) signal(s syscall.Signal) error {
 	cmd := n.proxy
 	n.proxy = nil
-	if err := cmd.Process.Signal(s); err != nil {
+	if err := cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	select {
