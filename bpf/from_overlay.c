@@ -28,12 +28,32 @@ static __always_inline int refuse(struct __sk_buff *skb, const struct packet *p,
 	return answered == REFUSE_TOLD ? answer_sender(skb, p) : VERDICT_DROP;
 }
 
+/* leave sends what came by tunnel out of an uplink. Before Linux 6.18 bpf_redirect_neigh leaks what the
+ * tunnel device has put beside such a packet: it has what is left, a next hop whose MAC is not known.
+ */
+static __noinline int leave(struct __sk_buff *skb, const struct nat_target *to)
+{
+	struct bpf_fib_lookup fib ALIGNED = {.ifindex = to->ifindex};
+	__u8 macs[2 * MAC_LEN] ALIGNED;
+
+	if (deliver_route(skb, &fib, to->saddr, to->daddr, BPF_FIB_LOOKUP_OUTPUT) !=
+	    BPF_FIB_LKUP_RET_SUCCESS)
+		return bpf_redirect_neigh(to->ifindex, NULL, 0, 0);
+	__builtin_memcpy(macs, fib.dmac, MAC_LEN);
+	__builtin_memcpy(macs + MAC_LEN, fib.smac, MAC_LEN);
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return verdict_drop(-DROP_REWRITE);
+	return bpf_redirect(to->ifindex, 0);
+}
+
 /* deliver sends a packet on. There is no other way than ours: the stack would not know whose it is. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p,
 				   const struct nat_target *to)
 {
 	if (to->deliver == DELIVER_STACK || deliver_far(to->deliver))
 		return verdict_drop(-DROP_TUNNEL_CARGO);
+	if (to->deliver == DELIVER_UPLINK)
+		return leave(skb, to);
 	return deliver_from_ingress(skb, p, to->deliver, to->ifindex);
 }
 

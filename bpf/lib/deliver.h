@@ -33,6 +33,22 @@ static __always_inline int deliver_to_node(struct __sk_buff *skb, const struct p
 	return sent < 0 ? verdict_drop(sent) : sent;
 }
 
+/* deliver_route asks routing for the next hop between two ends. Returns BPF_FIB_LKUP_RET_... */
+static __always_inline long deliver_route(struct __sk_buff *skb, struct bpf_fib_lookup *fib,
+					  const __u8 *saddr, const __u8 *daddr, __u32 flags)
+{
+	if (addr_is_v4(daddr)) {
+		fib->family = 2;
+		fib->ipv4_src = addr_to_v4(saddr);
+		fib->ipv4_dst = addr_to_v4(daddr);
+	} else {
+		fib->family = 10;
+		__builtin_memcpy(fib->ipv6_src, saddr, ADDR_LEN);
+		__builtin_memcpy(fib->ipv6_dst, daddr, ADDR_LEN);
+	}
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), flags);
+}
+
 /* deliver_from_ingress sends a packet on from the ingress of a container's veth, an uplink or the tunnel
  * device.
  */

@@ -83,18 +83,8 @@ static __noinline bool dsr_route(struct __sk_buff *skb, const struct tuple *t,
 				 struct dsr_vip *entry)
 {
 	struct bpf_fib_lookup fib ALIGNED = {.ifindex = 1}; /* lo: as from this host */
-	long err;
+	long err = deliver_route(skb, &fib, entry->vip, t->saddr, 0);
 
-	if (addr_is_v4(t->saddr)) {
-		fib.family = 2;
-		fib.ipv4_src = addr_to_v4(entry->vip);
-		fib.ipv4_dst = addr_to_v4(t->saddr);
-	} else {
-		fib.family = 10;
-		__builtin_memcpy(fib.ipv6_src, entry->vip, ADDR_LEN);
-		__builtin_memcpy(fib.ipv6_dst, t->saddr, ADDR_LEN);
-	}
-	err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	entry->ifindex = fib.ifindex;
 	if (err == BPF_FIB_LKUP_RET_SUCCESS)
 		__builtin_memcpy(entry->mac, fib.dmac, MAC_LEN);
