@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|nginx|relay|tclb|userspace|far_direct|far_tclb
+# Puts one load balancer into a world: peers.sh WORLD direct|nftables|haproxy|nginx|tclb|userspace|far_direct|far_tclb
 #
 # tcp 80 -> 7001, tcp 81 -> 7002 and udp 7003 of three backends at one VIP, tcp 5201 of the first
 # backend at another.
@@ -66,14 +66,6 @@ upstream() { # name, where to listen, backends' port, backends...
 	[[ $at != *udp* ]] || more='proxy_responses 0; proxy_timeout 5s;'
 	printf ' } server { listen %s; tcp_nodelay on; %s proxy_pass %s; }\n' "$at" "$more" "$name"
 }
-
-# What userspace mode carries with, by itself.
-relay() {
-	own_vips
-	start "$WORLD" "$NODE" "${RELAY:-$BIN/relay}" "$VIP:80=$(comma 7001)" "$VIP:81=$(comma 7002)" "udp:$VIP:7003=$(comma 7003)" "$VIP_STREAM:5201=${B[0]}:5201"
-}
-
-comma() { local IFS=,; echo "${B[*]/%/:$1}"; }
 
 # The same without BPF: the proxy makes the VIPs the node's own.
 userspace() { proxy "$NODE" 10.244.1.1 'datapath: {mode: userspace}'; }
@@ -159,6 +151,6 @@ wait_for() {
 
 case ${2:-} in
 direct) ;;
-nftables | haproxy | nginx | relay | tclb | userspace | far_direct | far_tclb) "$2" ;;
+nftables | haproxy | nginx | tclb | userspace | far_direct | far_tclb) "$2" ;;
 *) sed -n '2,6{/^#/p}' "$0" >&2; exit 2 ;;
 esac

@@ -63,7 +63,6 @@ side_by_side() {
 
 [ "$(id -u)" = 0 ] || { echo "the benchmark needs root" >&2; exit 1; }
 for tool in kit packetcost tables cniadd control; do (cd "$ROOT" && go build -buildvcs=false -o "$BIN/$tool" "./test/bench/$tool"); done
-(cd "$ROOT" && go build -buildvcs=false -o "$BIN/relay" ./proxy/internal/relay/alone)
 gcc -O2 -Wall -Wextra -pthread -o "$BIN/load" "$BENCH/load/load.c"
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
