@@ -30,16 +30,12 @@ func TestFramesSayWhoHasTheVIP(t *testing.T) {
 		net.IP(a.DstProtAddress).String() != vip4.String() || net.HardwareAddr(a.SourceHwAddress).String() != "02:00:00:00:00:07" {
 		t.Errorf("ARP:\n%s", p.Dump())
 	}
-	frame := advertisement(mac, vip6)
-	p = gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+	p = gopacket.NewPacket(advertisement(mac, vip6), layers.LayerTypeEthernet, gopacket.Default)
 	na, ok := p.Layer(layers.LayerTypeICMPv6NeighborAdvertisement).(*layers.ICMPv6NeighborAdvertisement)
 	ip, _ := p.Layer(layers.LayerTypeIPv6).(*layers.IPv6)
 	if !ok || ip.HopLimit != 255 || ip.DstIP.String() != "ff02::1" || na.TargetAddress.String() != vip6.String() ||
 		!na.Override() || na.Solicited() || na.Router() || hex.EncodeToString(na.Options[0].Data) != "020000000007" {
 		t.Errorf("advertisement:\n%s", p.Dump())
-	}
-	if sum := checksum(vip6.As16(), allNodesIPv6.As16(), frame[14+40:]); sum != 0 {
-		t.Errorf("the checksum is wrong by %04x", sum)
 	}
 }
 

@@ -70,9 +70,6 @@ func TestQuestionsByND(t *testing.T) {
 				net.HardwareAddr(s.Options[0].Data).String() != "02:00:00:00:00:07" {
 				t.Errorf("from %s to %s:\n%s", wantFrom, wantTo, p.Dump())
 			}
-			if sum := checksum([16]byte(ip.SrcIP), [16]byte(ip.DstIP), q.frame()[18+40:]); sum != 0 {
-				t.Errorf("the checksum is wrong by %04x", sum)
-			}
 		}
 	}
 }
