@@ -23,17 +23,19 @@ func newValidate(a *app) *cobra.Command {
 		Short: "Check configuration and services files",
 		Long: `Check services files and tclb.yaml as the proxy would, without a proxy.
 
-Services files are checked against a tclb.yaml that is among the files or named by --config: its
-vipPool, the nodes that it knows, its mode and its uplinks. Devices of VLANs have to be there.
+Services files are checked against a tclb.yaml that is among the files or named by --config, else
+this node's if it is there: its vipPool, the nodes that it knows, its mode and its uplinks. Devices
+of VLANs have to be there.
 
 Each mistake is a line on stdout, file:line:column: key: reason, in the order of the files; their
 number goes to stderr, and the exit status is 1.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, files []string) error {
+			here := config.Here{Config: a.config, Device: isDevice}
 			if a.configExplicit {
 				files = append(files, a.config)
 			}
-			findings, err := config.Validate(files, isDevice)
+			findings, err := config.Validate(files, here)
 			for _, f := range findings {
 				if err := a.say("%s", f); err != nil {
 					return err

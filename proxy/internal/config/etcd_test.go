@@ -24,7 +24,7 @@ func TestFilesOfEtcdMustBeUsable(t *testing.T) {
 			t.Fatal(err)
 		}
 		c, findings, err := Load(path, true)
-		validated, errValidate := Validate([]string{path}, nil)
+		validated, errValidate := Validate([]string{path}, Here{})
 		if err != nil || errValidate != nil || len(validated) != len(findings) {
 			t.Fatalf("%s: %v %v, %v and %v", text, err, errValidate, findings, validated)
 		}

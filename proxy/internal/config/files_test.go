@@ -100,20 +100,20 @@ func TestValidateTellsFilesApartAndMergesThem(t *testing.T) {
 		"tclb.yaml":     "lisen: x\n",
 		"both.yaml":     "listen: \"\"\nservices: []\n",
 	})
-	findings, err := Validate([]string{path("z.yaml"), path("a.yaml"), path("z.yaml")}, nil)
+	findings, err := Validate([]string{path("z.yaml"), path("a.yaml"), path("z.yaml")}, Here{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	expect(t, findings, path("z.yaml")+`:2:10: services[0].name: service name "web" is taken by `+path("a.yaml")+": give this one another name")
 
 	// With a tclb.yaml its pool and its peers' subnets count as well.
-	findings, err = Validate([]string{path("a.yaml"), path("settings.yaml")}, nil)
+	findings, err = Validate([]string{path("a.yaml"), path("settings.yaml")}, Here{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	expect(t, findings, path("a.yaml")+":2:43: services[0].vips[0]: VIP 10.89.0.1 is inside the container subnet 10.89.0.0/16: choose one outside")
 
-	findings, err = Validate([]string{path("typo.yaml"), path("tclb.yaml"), path("both.yaml"), path("none.yaml")}, nil)
+	findings, err = Validate([]string{path("typo.yaml"), path("tclb.yaml"), path("both.yaml"), path("none.yaml")}, Here{})
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "none.yaml") {
 		t.Error(err)
 	}
@@ -127,7 +127,7 @@ func TestValidateTellsFilesApartAndMergesThem(t *testing.T) {
 func TestValidateAssumesAPool(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, directory{"a.yaml": "services: [{name: a, ports: [{port: 80}], backends: [{address: \"2001:db8::1\"}]}]\n"})
-	findings, err := Validate([]string{filepath.Join(dir, "a.yaml")}, nil)
+	findings, err := Validate([]string{filepath.Join(dir, "a.yaml")}, Here{})
 	if err != nil {
 		t.Fatal(err)
 	}

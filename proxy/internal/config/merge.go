@@ -55,7 +55,7 @@ func (m *merger) split(running map[string]File, files []File) {
 		}
 		switch {
 		case len(f.Findings) > 0:
-			m.findings[f.Name] = f.Findings
+			m.findings[f.Name] = m.env.check(f)
 		case runs && !m.env.Loopback && len(old.CheckShared()) > 0:
 			// It ran in userspace mode. Its addresses mean something else now.
 			delete(m.chosen, f.Name)

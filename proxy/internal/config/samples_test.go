@@ -23,7 +23,7 @@ func TestSamplesAreValid(t *testing.T) {
 	for _, f := range files {
 		paths = append(paths, f.Path)
 	}
-	if findings, err := Validate(append(paths, filepath.Join(conf, "tclb.yaml")), nil); err != nil || len(findings) > 0 {
+	if findings, err := Validate(append(paths, filepath.Join(conf, "tclb.yaml")), Here{}); err != nil || len(findings) > 0 {
 		t.Fatal(findings, err)
 	}
 }

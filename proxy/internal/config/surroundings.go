@@ -41,12 +41,17 @@ type Surroundings struct {
 	Held map[string][]netip.Addr
 }
 
-// check returns the findings of a file that depend on its surroundings, other files apart.
+// check returns all findings of a file, other files apart: its own, and what depends on its surroundings.
 func (env *Surroundings) check(f *File) []Finding {
-	rep := &report{file: f.Path}
+	if len(f.Findings) >= maxFindings {
+		return f.Findings
+	}
+	rep := &report{file: f.Path, findings: slices.Clone(f.Findings)}
 	for i := range f.Services {
 		d := &f.Services[i]
-		d.checkPool(rep, env.Pool)
+		if len(f.Findings) == 0 { // VIPs that could not be read are no reason to speak of the pool
+			d.checkPool(rep, env.Pool)
+		}
 		for j, vip := range d.Service.VIPs {
 			if n, ok := overlapping(netip.PrefixFrom(vip, vip.BitLen()), env.Subnets); ok {
 				d.vips[j].add(rep, fmt.Sprintf("VIP %s is inside the container subnet %s: choose one outside", vip, n))

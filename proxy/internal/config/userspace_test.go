@@ -1,7 +1,9 @@
 package config
 
 import (
+	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -54,7 +56,7 @@ func TestServicesFitTheMode(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, directory{"tclb.yaml": tt.settings + "\n", "a.yaml": tt.text})
 		path := filepath.Join(dir, "a.yaml")
-		findings, err := Validate([]string{path, filepath.Join(dir, "tclb.yaml")}, func(name string) bool { return name == "eth0" })
+		findings, err := Validate([]string{path, filepath.Join(dir, "tclb.yaml")}, Here{Device: func(name string) bool { return name == "eth0" }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,6 +64,44 @@ func TestServicesFitTheMode(t *testing.T) {
 			expect(t, findings, path+":"+tt.want)
 		} else {
 			expect(t, findings, "")
+		}
+	}
+}
+
+// Without a tclb.yaml among the files this node's counts, or the defaults. What is wrong with a file comes all at once.
+func TestServicesFitThisNode(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	write(t, dir, directory{
+		"outside.yaml": "uplinks: [eth0]\n",
+		"wrong.yaml":   "uplink: [eth0]\nlisten: \"\"\n",
+		"a.yaml": "services:\n- name: a\n  vips: [10.96.0.1]\n  ports: [{port: 80}]\n  dsr: true\n" +
+			"  backends: [{address: 10.88.0.1, node: zoe}, {address: 10.88.0.2, vlan: {id: 0, device: eth0}}]\n",
+	})
+	for _, tt := range []struct {
+		here  string
+		among []string
+		want  []string
+	}{
+		{"none.yaml", nil, []string{"5:8", "6:79"}},
+		{"outside.yaml", nil, []string{"6:41", "6:79"}},
+		{"none.yaml", []string{"wrong.yaml"}, []string{"6:79", "1:1"}},
+		{"wrong.yaml", nil, []string{"6:79"}},
+	} {
+		paths := []string{path("a.yaml")}
+		for _, name := range tt.among {
+			paths = append(paths, path(name))
+		}
+		findings, err := Validate(paths, Here{Config: path(tt.here)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range findings {
+			got = append(got, fmt.Sprintf("%d:%d", f.Line, f.Column))
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("with %s and %q: %v, want %v: %v", tt.here, tt.among, got, tt.want, findings)
 		}
 	}
 }

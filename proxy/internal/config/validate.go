@@ -13,14 +13,12 @@ import (
 
 // Validate reads files as the proxy would at its start, and returns their findings file by file, in the
 // order given. Each is a services file or a tclb.yaml. The services files must also fit beside each
-// other and, where a tclb.yaml is among the files, its vipPool and the subnets of its nodes.
-//
-// device says whether this node has a device; nil = any.
+// other and a tclb.yaml: the one among the files, else this node's.
 //
 // The error names the files that are not there or may not be read; the findings of the others
 // are returned besides.
-func Validate(paths []string, device func(name string) bool) ([]Finding, error) {
-	v := validation{findings: make(map[string][]Finding, len(paths)), device: device}
+func Validate(paths []string, here Here) ([]Finding, error) {
+	v := validation{findings: make(map[string][]Finding, len(paths))}
 	var errs []error
 	var order []string
 	for _, path := range paths {
@@ -32,8 +30,11 @@ func Validate(paths []string, device func(name string) bool) ([]Finding, error) 
 			errs = append(errs, fmt.Errorf("validate: %w", err))
 		}
 	}
+	if v.settings == nil && !v.wrong && here.Config != "" {
+		v.settings, v.wrong = settingsAt(here.Config)
+	}
 	env := v.surroundings()
-	env.Device = v.device
+	env.Device = here.Device
 	_, clashes := Merge(nil, v.services, env)
 	for _, f := range clashes {
 		v.findings[f.File] = append(v.findings[f.File], f)
@@ -45,12 +46,31 @@ func Validate(paths []string, device func(name string) bool) ([]Finding, error) 
 	return out, errors.Join(errs...)
 }
 
+// Here is what the node where files are validated has.
+type Here struct {
+	Config string                 // path of its tclb.yaml, which need not be there; "" = none
+	Device func(name string) bool // whether it has a device; nil = any
+}
+
 // validation is one run of Validate.
 type validation struct {
 	findings map[string][]Finding // by path
 	services []File
 	settings *Config // the last valid tclb.yaml, if any
-	device   func(name string) bool
+	wrong    bool    // there is one with mistakes
+}
+
+// settingsAt returns a tclb.yaml that is there and without mistakes, and whether it is one with mistakes.
+func settingsAt(path string) (c *Config, wrong bool) {
+	data, err := readRegular(path)
+	if err != nil {
+		return nil, false
+	}
+	c, findings := Parse(path, data)
+	if c == nil || len(findings) > 0 {
+		return nil, true
+	}
+	return c, false
 }
 
 // read parses one file as what it is.
@@ -69,15 +89,17 @@ func (v *validation) read(path string) error {
 			findings = c.checkEtcd()
 			v.settings = c
 		}
+		v.wrong = v.wrong || c == nil
 		v.findings[path] = findings
 	}
 	return nil
 }
 
-// surroundings are what the settings say, or a pool that suits everything where there are none.
+// surroundings are what the settings say. Where there are none, the pool suits everything and any node may be known,
+// but there are no uplinks, as by default.
 func (v *validation) surroundings() Surroundings {
 	if v.settings == nil {
-		return Surroundings{Pool: []netip.Prefix{
+		return Surroundings{NoUplinks: !v.wrong, Pool: []netip.Prefix{
 			netip.PrefixFrom(netip.IPv4Unspecified(), 0),
 			netip.PrefixFrom(netip.IPv6Unspecified(), 0),
 		}}
