@@ -85,6 +85,7 @@ func TestContainerOfUserspaceModeServesInTheOther(t *testing.T) {
 	if got := n.programs(t, client.hostInterface("eth0")); got != 2 {
 		t.Errorf("%d programs on a new container", got)
 	}
+	hostSource(t, n)
 	for _, from := range []*place{client.place, n.place} {
 		eachWay(t, func(t *testing.T, family int, proto string) {
 			if a := from.mustAsk(t, proto, front(vip(10), family)); a.Server != server.name {
