@@ -373,10 +373,11 @@ type MapsNode struct {
 type MapsNodeFlag uint32
 
 const (
-	MapsNodeFlagNODE_KNOWN      MapsNodeFlag = 1
-	MapsNodeFlagNODE_SNAT       MapsNodeFlag = 2
-	MapsNodeFlagNODE_SNAT_CHECK MapsNodeFlag = 4
-	MapsNodeFlagNODE_DSR        MapsNodeFlag = 8
+	MapsNodeFlagNODE_KNOWN       MapsNodeFlag = 1
+	MapsNodeFlagNODE_SNAT        MapsNodeFlag = 2
+	MapsNodeFlagNODE_SNAT_CHECK  MapsNodeFlag = 4
+	MapsNodeFlagNODE_DSR         MapsNodeFlag = 8
+	MapsNodeFlagNODE_SNAT_INSIDE MapsNodeFlag = 16
 )
 
 type MapsNodeSettings struct {

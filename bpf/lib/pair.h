@@ -48,7 +48,7 @@ static __always_inline void flow_reply_tuple(struct ct_pair *pair, const struct 
 		addr_copy(reply->daddr, v4 ? s->hairpin4 : s->hairpin6);
 	} else if (vlan_is(b->zone)) {
 		flow_reply_to_vlan(pair, p, b, side);
-	} else if (b->zone && tunnel_snat(p, b->zone)) {
+	} else if (b->zone && tunnel_snat(p, b->zone, side == SIDE_UPLINK)) {
 		pair->flags |= PAIR_SNAT;
 		addr_copy(reply->daddr, v4 ? s->snat4 : s->snat6);
 		reply->dport = flow_other_port(pair);

@@ -17,13 +17,13 @@ static __always_inline struct node *tunnel_node(__u32 id)
 /* tunnel_snat says whether a client's address may be somebody else's on a node, so that answers to it
  * would not leave that node. A function because the programs' call chains share 512 bytes of stack.
  */
-static __noinline bool tunnel_snat(const struct packet *p, __u32 id)
+static __noinline bool tunnel_snat(const struct packet *p, __u32 id, bool outside)
 {
 	struct subnet_key key ALIGNED = {.prefix_len = 32 + 8 * ADDR_LEN, .node = id};
 	struct node *n = tunnel_node(id);
 
 	if (!n || !(n->flags & NODE_SNAT_CHECK))
-		return n && n->flags & NODE_SNAT;
+		return n && n->flags & (outside ? NODE_SNAT : NODE_SNAT | NODE_SNAT_INSIDE);
 	addr_copy(key.addr, p->tuple.saddr);
 	return bpf_map_lookup_elem(&subnets, &key);
 }

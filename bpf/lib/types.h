@@ -382,10 +382,11 @@ struct uplink {
 #define NODES 4096
 
 enum node_flag {
-	NODE_KNOWN = 1,	     /* the record is valid */
-	NODE_SNAT = 2,	     /* flows to it have this node's address as source */
-	NODE_SNAT_CHECK = 4, /* those whose client's address may be there too (map subnets) */
-	NODE_DSR = 8,	     /* it runs our programs: it may be told what a client asked */
+	NODE_KNOWN = 1,	       /* the record is valid */
+	NODE_SNAT = 2,	       /* flows to it have this node's address as source */
+	NODE_SNAT_CHECK = 4,   /* those whose client's address may be there too (map subnets) */
+	NODE_DSR = 8,	       /* it runs our programs: it may be told what a client asked */
+	NODE_SNAT_INSIDE = 16, /* as NODE_SNAT, but not those of clients outside */
 };
 
 /* A node that packets go to by tunnel. By node id, which is the zone of what comes from there. */

@@ -25,6 +25,8 @@ func (d *Datapath) PutNode(id uint16, n Node) error {
 		v.Flags |= uint16(bpf.MapsNodeFlagNODE_SNAT)
 	case SNATCheck:
 		v.Flags |= uint16(bpf.MapsNodeFlagNODE_SNAT_CHECK)
+	case SNATInside:
+		v.Flags |= uint16(bpf.MapsNodeFlagNODE_SNAT_INSIDE)
 	}
 	if n.DSR {
 		v.Flags |= uint16(bpf.MapsNodeFlagNODE_DSR)
@@ -87,6 +89,8 @@ func (d *Datapath) Nodes() (map[uint16]Node, error) {
 			n.SNAT = SNATAlways
 		case v.Flags&uint16(bpf.MapsNodeFlagNODE_SNAT_CHECK) != 0:
 			n.SNAT = SNATCheck
+		case v.Flags&uint16(bpf.MapsNodeFlagNODE_SNAT_INSIDE) != 0:
+			n.SNAT = SNATInside
 		}
 		out[uint16(id)] = n
 	}

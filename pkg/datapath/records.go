@@ -143,6 +143,7 @@ const (
 	SNATNever  SNATMode = iota
 	SNATAlways          // all
 	SNATCheck           // those whose client's address is in a Subnet of that node
+	SNATInside          // all but those of clients outside
 )
 
 // MaxNodes is how many node ids there are; 0 is this node.

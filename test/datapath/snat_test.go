@@ -29,6 +29,7 @@ func TestWhoseAddressMayBeThereTooGoesUnderThisNodes(t *testing.T) {
 		}
 		goes(datapath.SNATNever, false)
 		goes(datapath.SNATAlways, true)
+		goes(datapath.SNATInside, true)
 		goes(datapath.SNATCheck, false)
 		around := func(node uint16, bits int) datapath.SubnetKey {
 			return datapath.SubnetKey{Node: node, Prefix: netip.PrefixFrom(w.client.addr[family], bits).Masked()}
@@ -42,6 +43,29 @@ func TestWhoseAddressMayBeThereTooGoesUnderThisNodes(t *testing.T) {
 		w.check(w.d.DeleteSubnet(around(1, whole-8)))
 		w.check(w.d.PutSubnet(datapath.SubnetKey{Node: 1, Prefix: netip.PrefixFrom(elsewhere(1).addr[family], whole-8).Masked()}))
 		goes(datapath.SNATCheck, false)
+	})
+}
+
+// A client outside is not in a subnet that nobody knows of.
+func TestClientsOutsideKeepTheirAddressWhereSubnetsAreUnknown(t *testing.T) {
+	eachAbroad(t, func(t *testing.T, w *world, family int, proto lb.Protocol) {
+		w.away(1, elsewhere(1))
+		for mode, under := range map[datapath.SNATMode]bool{datapath.SNATInside: false, datapath.SNATAlways: true} {
+			w.node(1, 0, mode)
+			known, err := w.d.Nodes()
+			if err != nil || known[1].SNAT != mode {
+				t.Errorf("mode %d is read as %d, %v", mode, known[1].SNAT, err)
+			}
+			s := visit(family, proto, 40000+uint16(mode))
+			out := w.decode(w.carry(w.fromOutside(), s).seen)
+			if own := out.Src.Addr() == snats[family]; own != under || !under && out.Src != s.Src {
+				t.Errorf("mode %d: %v", mode, out)
+			}
+			host := ask(netip.AddrPortFrom(outside().addr[family], 40010+uint16(mode)), s.Dst, proto)
+			if _, out := w.send(datapath.FromHost, w.host, host); out.Src.Addr() != snats[family] {
+				t.Errorf("mode %d, from the host: %v", mode, out)
+			}
+		}
 	})
 }
 

@@ -124,14 +124,16 @@ func listPeers(cfg *config.Config, known []config.Peer, own [2]netip.Addr) (out 
 	return out, errors.Join(errs...)
 }
 
-// snatMode says which clients' addresses a peer must not see. Where nobody says which addresses it has,
-// any might be there.
+// snatMode says which clients' addresses a peer must not see. Where nobody says which addresses its containers have, they may
+// have those of containers here, as runtimes give every node the same subnet. Clients outside are hardly in it.
 func snatMode(word string, subnets []netip.Prefix) datapath.SNATMode {
 	switch {
 	case word == "never":
 		return datapath.SNATNever
-	case word == "always" || len(subnets) == 0:
+	case word == "always":
 		return datapath.SNATAlways
+	case len(subnets) == 0:
+		return datapath.SNATInside
 	}
 	return datapath.SNATCheck
 }

@@ -39,7 +39,7 @@ func TestPeersAreAllNodesButThisOne(t *testing.T) {
 	if way == nil || !strings.Contains(way.Error(), "node b: find the way to 192.0.2.2: ") {
 		t.Errorf("the ways are %v", way)
 	}
-	if c := got[1]; c.MAC != [6]byte{2, 0, 0, 0, 0, 12} || c.SNAT != datapath.SNATAlways || c.DSR { // without tclb
+	if c := got[1]; c.MAC != [6]byte{2, 0, 0, 0, 0, 12} || c.SNAT != datapath.SNATInside || c.DSR { // without tclb
 		t.Errorf("c is %+v", c)
 	}
 }
@@ -52,7 +52,8 @@ func TestTranslationFollowsTheWord(t *testing.T) {
 		want    datapath.SNATMode
 	}{
 		{"auto", some, datapath.SNATCheck},
-		{"auto", nil, datapath.SNATAlways},
+		{"auto", nil, datapath.SNATInside},
+		{"always", nil, datapath.SNATAlways},
 		{"always", some, datapath.SNATAlways},
 		{"never", nil, datapath.SNATNever},
 	} {
