@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"net/netip"
 
 	"github.com/tc-loadbalancer/tclb/pkg/lb"
@@ -14,6 +15,9 @@ type balancer struct{ maps *userspace.Maps }
 // Begin implements relay.Balancer.
 func (b balancer) Begin(front lb.Frontend, client netip.AddrPort, gone func()) (relay.Flow, error) {
 	f, err := b.maps.Begin(front, client, gone)
+	if errors.Is(err, userspace.ErrFull) {
+		return nil, relay.ErrFull
+	}
 	if err != nil {
 		return nil, err
 	}

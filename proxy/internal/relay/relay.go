@@ -45,6 +45,9 @@ func (f Failure) String() string {
 	return fmt.Sprintf("failure-%d", int(f))
 }
 
+// ErrFull is what a Balancer returns where there is no room for another flow: a UDP session that is used less gives way then.
+var ErrFull = errors.New("no room for another flow")
+
 // Balancer chooses who serves a client. Its methods are called by several threads at once.
 type Balancer interface {
 	// Begin returns a new flow of this client, or an error when it may not be served: its connection
@@ -67,6 +70,8 @@ type Flow interface {
 	Answered(packets, bytes uint64)
 	// Closing says that both sides have ended, or one has reset: what is left is to deliver.
 	Closing()
+	// GiveWay says that the flow ends to make room for another one.
+	GiveWay()
 	// End says that the flow is over. It is the last call.
 	End()
 	// Idle returns how long the flow may carry nothing before it is ended; 0 is for ever.

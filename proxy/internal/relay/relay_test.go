@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -21,6 +22,7 @@ type static struct {
 	backends []netip.AddrPort
 	idle     atomic.Int64 // a duration
 	refuse   bool
+	room     int // 0: for all
 
 	mu    sync.Mutex
 	flows []*flow
@@ -32,9 +34,20 @@ func (s *static) Begin(front lb.Frontend, client netip.AddrPort, gone func()) (F
 	if s.refuse {
 		return nil, errors.New("refused")
 	}
+	if s.room > 0 && len(s.flows)-s.over() >= s.room {
+		return nil, fmt.Errorf("begin: %w", ErrFull)
+	}
 	f := &flow{s: s, front: front, client: client, gone: gone, over: make(chan struct{})}
 	s.flows = append(s.flows, f)
 	return f, nil
+}
+
+// over counts the flows that have ended. s.mu is held.
+func (s *static) over() (n int) {
+	for _, f := range s.flows {
+		n += min(f.told().ends, 1)
+	}
+	return n
 }
 
 // flow notes what it is told.
@@ -53,6 +66,7 @@ type flow struct {
 // told is what a flow was told.
 type told struct {
 	connected, closings, ends int
+	gaveWay                   int
 	sent, answered            uint64
 	failures                  []Failure
 }
@@ -75,6 +89,7 @@ func (f *flow) Idle() time.Duration     { return time.Duration(f.s.idle.Load()) 
 func (f *flow) Connected()              { f.mu.Lock(); f.was.connected++; f.mu.Unlock() }
 func (f *flow) Sent(_, n uint64)        { f.mu.Lock(); f.was.sent += n; f.mu.Unlock() }
 func (f *flow) Answered(_, n uint64)    { f.mu.Lock(); f.was.answered += n; f.mu.Unlock() }
+func (f *flow) GiveWay()                { f.mu.Lock(); f.was.gaveWay++; f.mu.Unlock() }
 func (f *flow) Closing()                { f.mu.Lock(); f.was.closings++; f.mu.Unlock() }
 
 func (f *flow) Failed(why Failure) bool {

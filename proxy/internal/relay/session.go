@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,30 +22,63 @@ type session struct {
 	first    []byte // a datagram to repeat to the next backend, until one has answered
 	over     bool
 	active   time.Duration
+	// Its neighbours in the order of use.
+	older, newer *session
 }
 
-// open begins a session, if the Balancer lets it and there is room.
+// open begins a session, if the Balancer lets it. Where there is no room the listener's least recently used one gives way.
 func (l *udpListener) open(from *sockaddr) *session {
+	s, err := l.begin(from)
+	if errors.Is(err, ErrFull) && l.oldest != nil {
+		l.oldest.flow.GiveWay()
+		l.oldest.end()
+		s, err = l.begin(from)
+	}
+	if errors.Is(err, ErrFull) {
+		l.w.r.complain(complainSessions, "cannot carry datagrams of another client: there are too many sessions", "sessions", l.w.r.sessions.Load())
+	}
+	if err != nil {
+		return nil
+	}
+	return s.start()
+}
+
+// begin makes a session that has a flow and nothing else.
+func (l *udpListener) begin(from *sockaddr) (*session, error) {
 	w := l.w
 	if w.r.sessions.Add(1) > w.r.maxSessions || !w.r.descriptors.take(1) {
 		w.r.sessions.Add(-1)
-		w.r.complain(complainSessions, "cannot carry datagrams of another client: there are too many sessions", "sessions", w.r.sessions.Load())
-		return nil
+		return nil, ErrFull
 	}
 	s := &session{l: l, client: *from, fd: -1, active: w.now}
 	flow, err := w.r.balancer.Begin(l.front, from.decode(), s.gone)
 	if err != nil {
 		w.r.descriptors.give(1)
 		w.r.sessions.Add(-1)
-		return nil
+		return nil, err
 	}
 	s.flow = flow
-	s.slot = w.add(s)
-	l.sessions[*from] = s
+	return s, nil
+}
+
+// start gives a session a backend. It returns nil if none could be had.
+func (s *session) start() *session {
+	s.slot = s.l.w.add(s)
+	s.l.sessions[s.client] = s
+	s.l.push(s)
 	if errno := s.connect(); errno != 0 && !s.next(errno) {
 		return nil
 	}
 	return s
+}
+
+// used notes that the session carries something.
+func (s *session) used() {
+	s.active = s.l.w.now
+	if s.newer != nil {
+		s.l.take(s)
+		s.l.push(s)
+	}
 }
 
 // connect opens the socket to the flow's backend, instead of another one that it had.
@@ -77,7 +111,7 @@ func (s *session) disconnect() {
 // sendUp sends datagrams of the worker's batch to the backend.
 func (s *session) sendUp(first, last int) {
 	b := s.l.w.batch
-	s.active = s.l.w.now
+	s.used()
 	s.flow.Sent(uint64(last-first), b.bytes(first, last))
 	if !s.answered && s.first == nil {
 		s.first = b.copy(first)
@@ -131,7 +165,7 @@ func (s *session) ready(side, uint32) {
 			s.answered, s.first = true, nil
 			s.flow.Connected()
 		}
-		s.active = s.l.w.now
+		s.used()
 		s.flow.Answered(uint64(n), b.bytes(0, n))
 		_ = b.send(s.l.fd, 0, n, &s.client)
 		if n < batchSize {
@@ -155,6 +189,7 @@ func (s *session) end() {
 	s.disconnect()
 	w.drop(s.slot)
 	delete(s.l.sessions, s.client)
+	s.l.take(s)
 	w.r.descriptors.give(1)
 	w.r.sessions.Add(-1)
 	s.l.leave()

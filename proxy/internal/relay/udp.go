@@ -103,6 +103,34 @@ type udpListener struct {
 	slot     uint32
 	sessions map[sockaddr]*session
 	leaving  bool // no new sessions; gone with the last one
+	// The ends of the list of sessions, in the order of use.
+	oldest, newest *session
+}
+
+// push makes a session the one that was used last.
+func (l *udpListener) push(s *session) {
+	s.older = l.newest
+	if l.newest != nil {
+		l.newest.newer = s
+	} else {
+		l.oldest = s
+	}
+	l.newest = s
+}
+
+// take takes a session off the list.
+func (l *udpListener) take(s *session) {
+	if s.older != nil {
+		s.older.newer = s.newer
+	} else {
+		l.oldest = s.newer
+	}
+	if s.newer != nil {
+		s.newer.older = s.older
+	} else {
+		l.newest = s.older
+	}
+	s.older, s.newer = nil, nil
 }
 
 func (r *Relay) listenUDP(front lb.Frontend) (listener, error) {
@@ -118,7 +146,7 @@ func (r *Relay) listenUDP(front lb.Frontend) (listener, error) {
 	}
 	l := &udpListener{w: r.next(), front: front, fd: fd, sessions: map[sockaddr]*session{}}
 	var errno unix.Errno
-	l.w.do(func() { errno = l.begin() })
+	l.w.do(func() { errno = l.watch() })
 	if errno != 0 {
 		closeSocket(fd)
 		return nil, fmt.Errorf("watch the socket of %s: %w", front, errno)
@@ -142,7 +170,7 @@ func (r *Relay) lingering(front lb.Frontend) *udpListener {
 	return found
 }
 
-func (l *udpListener) begin() unix.Errno {
+func (l *udpListener) watch() unix.Errno {
 	if l.w.batch == nil {
 		l.w.batch = newBatch()
 	}

@@ -131,7 +131,6 @@ func TestSessionsEnd(t *testing.T) {
 	s.began(t, 0).expect(t, told{connected: 1, sent: 3, answered: 3, closings: 1, ends: 1})
 
 	ask(t, c, []byte("d"), []byte("d")) // of a new session
-	expectSilence(t, dialUDP(t, front)) // there is room for one
 	s.began(t, 1).gone()
 	s.began(t, 1).ended(t)
 	s.began(t, 1).gone()
@@ -168,6 +167,48 @@ func TestSessionsEnd(t *testing.T) {
 	}
 	l.Close()
 }
+
+// Where there is no room, who was carried least recently gives way: by the relay's own bound, or the Balancer's.
+func TestTheLeastUsedSessionGivesWay(t *testing.T) {
+	for _, bound := range []Options{{MaxSessions: 3}, {}} {
+		s := &static{backends: []netip.AddrPort{echo(t, "127.0.0.1", "")}}
+		if bound.MaxSessions == 0 {
+			s.room = 3
+		}
+		bound.Balancer = s
+		r := newRelay(t, bound)
+		front := r.front(t, "127.0.0.1", lb.UDP)
+		var clients []*net.UDPConn
+		for range 3 {
+			clients = append(clients, dialUDP(t, front))
+			ask(t, clients[len(clients)-1], []byte("a"), []byte("a"))
+		}
+		ask(t, clients[0], []byte("b"), []byte("b"))
+		for n, gives := range []int{1, 2, 0} {
+			ask(t, dialUDP(t, front), []byte("c"), []byte("c"))
+			s.began(t, gives).ended(t)
+			if got := s.began(t, gives).told(); got.gaveWay != 1 || got.ends != 1 {
+				t.Errorf("flow %d was told %+v", gives, got)
+			}
+			s.began(t, 3+n)
+		}
+		if got := r.sessions.Load(); got != 3 {
+			t.Errorf("%d sessions", got)
+		}
+	}
+}
+
+// Nobody gives way where there is nobody.
+func TestNoRoomAtAll(t *testing.T) {
+	s := &static{backends: []netip.AddrPort{echo(t, "127.0.0.1", "")}, refuse: true}
+	r := newRelay(t, Options{Balancer: noRoom{s}})
+	expectSilence(t, dialUDP(t, r.front(t, "127.0.0.1", lb.UDP)))
+}
+
+// noRoom has none.
+type noRoom struct{ *static }
+
+func (noRoom) Begin(lb.Frontend, netip.AddrPort, func()) (Flow, error) { return nil, ErrFull }
 
 func TestAnswersKeepASession(t *testing.T) {
 	backend, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})

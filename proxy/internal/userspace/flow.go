@@ -221,6 +221,11 @@ func (f *Flow) tell() func() {
 	return f.gone
 }
 
+// GiveWay counts that the flow is about to be ended to make room for another one.
+func (f *Flow) GiveWay() {
+	f.question.m.rooms.evicted[f.state.Load()&(states-1)].Add(1)
+}
+
 // Backend returns where to connect; after Failed returned true it is another one.
 func (f *Flow) Backend() netip.AddrPort {
 	f.mu.Lock()

@@ -237,6 +237,12 @@ func TestAFullTableRefusesNewFlows(t *testing.T) {
 		flows = append(flows, w.begin(udpFront, 2000+port))
 	}
 	refused(udpFront)
+	flows[399].GiveWay()
+	flows[399].End()
+	flows[399] = w.begin(udpFront, 3000)
+	if rooms, err := w.m.Rooms(); err != nil || rooms[datapath.RoomEstablished].Evicted != 1 || rooms[datapath.RoomOpening].Evicted != 0 {
+		t.Errorf("rooms %+v, %v", rooms, err)
+	}
 	for _, f := range flows[:100] {
 		f.Connected()
 	}

@@ -6,13 +6,14 @@ import (
 	"github.com/tc-loadbalancer/tclb/pkg/datapath"
 )
 
-// rooms counts flows by state. There is no ring and no victim: a flow that does not fit does not begin.
+// rooms counts flows by state. There is no ring: a flow that does not fit does not begin, unless whoever carries flows has one give way.
 type rooms struct {
 	capacity [states]uint64
 	used     atomic.Int64 // opening and established
 	live     [states]atomic.Int64
 	created  [states]atomic.Uint64
 	expired  [states]atomic.Uint64
+	evicted  [states]atomic.Uint64
 }
 
 const states = 4 // of datapath.FlowState, 0 being none
@@ -61,7 +62,7 @@ func (m *Maps) Rooms() (map[datapath.Room]datapath.RoomStat, error) {
 	stat := func(s datapath.FlowState) datapath.RoomStat {
 		return datapath.RoomStat{
 			Live: uint64(max(m.rooms.live[s].Load(), 0)), Created: m.rooms.created[s].Load(),
-			Expired: m.rooms.expired[s].Load(), Capacity: m.rooms.capacity[s],
+			Expired: m.rooms.expired[s].Load(), Evicted: m.rooms.evicted[s].Load(), Capacity: m.rooms.capacity[s],
 		}
 	}
 	return map[datapath.Room]datapath.RoomStat{
