@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -25,6 +26,7 @@ type place struct {
 	t     *testing.T
 	name  string // of the namespace, and of its servers' answers
 	space ns.NetNS
+	ports atomic.Uint32 // that datagrams have left from
 
 	mu      sync.Mutex
 	closers []func() // what keeps the namespace alive

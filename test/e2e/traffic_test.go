@@ -132,6 +132,9 @@ type conn struct {
 // dial connects from a port, or from any if that is 0.
 func (p *place) dial(network string, to netip.AddrPort, port int) (*conn, error) {
 	d := net.Dialer{Timeout: patience, Control: reuse}
+	if port == 0 && network == "udp" {
+		port = p.freshPort()
+	}
 	if port != 0 {
 		if d.LocalAddr = net.Addr(&net.TCPAddr{Port: port}); network == "udp" {
 			d.LocalAddr = &net.UDPAddr{Port: port}
@@ -146,6 +149,13 @@ func (p *place) dial(network string, to netip.AddrPort, port int) (*conn, error)
 		return nil, err
 	}
 	return &conn{c, bufio.NewReader(c)}, nil
+}
+
+// freshPort is one that no datagram of the place has left from. The kernel takes any that is free, also one of a socket that was closed,
+// whose flow is still known and keeps its backend; and, with reuse, one that is not free.
+func (p *place) freshPort() int {
+	const first, last = 10000, 30000 // below those that the kernel takes
+	return first + int(p.ports.Add(1)-1)%(last-first)
 }
 
 // reuse lets sockets share a local port, as long as they are connected to different addresses.
