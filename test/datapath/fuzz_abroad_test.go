@@ -147,13 +147,24 @@ func (o *oracle) judgeAbroad(e *event) error {
 			return fmt.Errorf("became wrong: %w", err)
 		}
 	}
-	if e.program == datapath.FromUplink && !bytes.Equal(e.in[:6], o.abroad.mac) && e.in[0]&1 == 0 {
-		return e.untouched() // for somebody else
+	if o.forOthers(e) {
+		return e.untouched()
 	}
 	if len(counted) > 0 || e.v.kind != kindStream {
 		return nil // an answer, or what FuzzPackets judges
 	}
 	return o.judgeStreamAbroad(e)
+}
+
+// forOthers says whether a frame is addressed to another host of an uplink's or a trunk's link.
+func (o *oracle) forOthers(e *event) bool {
+	mac := o.abroad.mac
+	if strings.HasPrefix(e.program, datapath.FromTrunk) {
+		mac = o.abroad.trunkMAC
+	} else if e.program != datapath.FromUplink {
+		return false
+	}
+	return !bytes.Equal(e.in[:6], mac) && e.in[0]&1 == 0
 }
 
 // judgeStreamAbroad: a packet with ports is of no flow and untouched, or becomes what its pair says.
@@ -177,7 +188,7 @@ func (o *oracle) judgeStreamAbroad(e *event) error {
 	if e.program == datapath.ToUplink {
 		t.deliver, t.mac = toStack, nil
 	}
-	if p.Flags&uint32(bpf.MapsCtPairFlagPAIR_RETURN) == 0 && t.deliver != toTunnel && t.deliver != toVLAN && e.v.flags&synFlag == 0 {
+	if p.Flags&uint32(bpf.MapsCtPairFlagPAIR_RETURN) == 0 && t.deliver < toTunnel && e.v.flags&synFlag == 0 {
 		return translated(e.in, e.out, &e.v, t)
 	}
 	got, err := packet.Parse(e.out)

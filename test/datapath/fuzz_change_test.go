@@ -13,7 +13,7 @@ import (
 
 // How packets of a half leave: enum deliver.
 const (
-	toStack, toPeer, toHost, toTunnel, toVLAN = 0, 1, 2, 3, 5
+	toStack, toPeer, toHost, toTunnel = 0, 1, 2, 3 // and from there on what leaves this node, in frames of another device
 )
 
 // target is what a half's packets become.
