@@ -91,3 +91,20 @@ func TestStatusOfUserspaceMode(t *testing.T) {
 		t.Errorf("problems %q", got.Problems)
 	}
 }
+
+// Who has to go when the connection table is full depends on who carries connections.
+func TestStatusSaysWhatAFullTableMeans(t *testing.T) {
+	for mode, says := range map[string]string{"ebpf": "idle flows give way", "userspace": "new connections are refused"} {
+		v, m := apitest.NewView(), apitest.NewMaps()
+		v.ModeValue = view.Mode{Name: mode}
+		m.RoomValues = map[datapath.Room]datapath.RoomStat{datapath.RoomEstablished: {Live: 64, Capacity: 64}}
+		status, body := ask(newServer(v, m).Handler(), http.MethodGet, "/api/v1/status", "")
+		var got api.Status
+		if err := json.Unmarshal([]byte(body), &got); err != nil || status != http.StatusOK {
+			t.Fatalf("status %d, %s", status, body)
+		}
+		if text := strings.Join(got.Problems, "\n"); !strings.Contains(text, "connection table is full (64 of 64), "+says) {
+			t.Errorf("%s: problems %q", mode, text)
+		}
+	}
+}

@@ -149,7 +149,7 @@ func problems(st Status, endpoints []view.Endpoint) []string {
 	}
 	for _, r := range st.Conntrack.Rooms {
 		if r.Name == string(datapath.RoomEstablished) && r.Entries >= r.Capacity {
-			add("connection table is full (%d of %d), idle flows give way: raise conntrack.maxEntries in tclb.yaml and restart the proxy", r.Entries, r.Capacity)
+			add("connection table is full (%d of %d), %s: raise conntrack.maxEntries in tclb.yaml and restart the proxy", r.Entries, r.Capacity, whenFull(st.Mode))
 		}
 	}
 	for _, u := range st.Unhealthy[:min(len(st.Unhealthy), maxNames)] {
@@ -222,4 +222,13 @@ func names(list []Unattached) string {
 		out += fmt.Sprintf(" and %d more", more)
 	}
 	return out
+}
+
+// whenFull says what becomes of a new connection for which the table has no room: a proxy that carries them itself has none
+// to spare.
+func whenFull(mode string) string {
+	if mode == config.ModeUserspace {
+		return "new connections are refused"
+	}
+	return "idle flows give way"
 }

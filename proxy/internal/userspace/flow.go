@@ -64,7 +64,8 @@ func (t *traffic) add(packets, bytes uint64, now time.Duration) {
 // the backend answers nevertheless is gone called, by Connected.
 //
 // The table is full when as many flows are opening or established as Sizes.MaxConntrack says, or a quarter of that
-// is opening. Nobody who is there gives way then, unless idle for too long: these are sockets with data in them.
+// is opening. Who is idle for too long makes room then; nobody else, for these are sockets with data in them, unless
+// whoever carries the flows ends one (GiveWay).
 func (m *Maps) Begin(front lb.Frontend, client netip.AddrPort, gone func()) (*Flow, error) {
 	client = netip.AddrPortFrom(client.Addr().Unmap().WithZone(""), client.Port())
 	f, err := m.begin(front, client, gone)
