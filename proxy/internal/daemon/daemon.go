@@ -143,9 +143,7 @@ func (p *proxy) assemble(cfg *config.Config) error {
 	p.joinCluster(cfg)
 	p.checks = newChecks(p.store, health.New(health.Options{Limit: probeLimit(), Log: p.Log}), p.RunDir, p.Log)
 	arena := datapath.NewArena(tables.Sizes().TableSlots, reconcile.Grace, time.Now)
-	if q, ok := tables.(interface{ Quiesce() error }); ok {
-		arena.Quiesce = q.Quiesce
-	}
+	arena.Quiesce = tables.Quiesce
 	p.reconcile = reconcile.New(reconcile.Options{
 		Maps:     tables,
 		Arena:    arena,

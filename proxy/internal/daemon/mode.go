@@ -25,6 +25,8 @@ type Datapath interface {
 	Recount() (datapath.Drift, error)
 	FlushAffinity(service uint32) (int, error)
 	FlushFragments() error
+	// Quiesce returns when nobody reads what was replaced before.
+	Quiesce() error
 }
 
 // mode is who carries packets: programs in the kernel, or this process. Everything else is the same.
